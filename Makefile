@@ -1,0 +1,40 @@
+# make demo: train an agent through the freeze, with a table and a plot at the end
+# make test: lint, types and tests
+# Both make a virtual environment in VENV first, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+# One thread a process: the networks of the tests are tiny
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint type pytest format install clean
+
+demo: install
+	$(VENV)/bin/python -m benchmarks.demo
+
+test: lint type pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+type: install
+	$(VENV)/bin/mypy
+
+pytest: install
+	$(VENV)/bin/python -m pytest
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all,tests]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
