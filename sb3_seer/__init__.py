@@ -1,0 +1,20 @@
+from sb3_seer.common.callbacks import FreezeEncoderCallback
+from sb3_seer.common.encoders import DataEfficientCNN, PixelEncoder, SplitExtractor
+from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.dqn import SEERDQN
+from sb3_seer.qrdqn import SEERQRDQN
+from sb3_seer.sac import SEERSAC
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SEERDQN",
+    "SEERQRDQN",
+    "SEERSAC",
+    "DataEfficientCNN",
+    "FreezeEncoderCallback",
+    "LatentReplayBuffer",
+    "PixelEncoder",
+    "SplitExtractor",
+    "__version__",
+]

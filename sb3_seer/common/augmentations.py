@@ -1,0 +1,124 @@
+"""Image augmentations: modules that map a batch of images to a batch of images, of any dtype."""
+
+from typing import Any
+
+import torch as th
+from torch import nn
+
+
+def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
+    """
+    A window at a place of its own for each image, the same for all its channels; all places are equally likely.
+
+    :param images: shape ``(batch_size, channels, H, W)``
+    :return: shape ``(batch_size, channels, height, width)``
+    """
+    batch_size, _, full_height, full_width = images.shape
+    tops = th.randint(full_height - height + 1, (batch_size,), device=images.device)
+    lefts = th.randint(full_width - width + 1, (batch_size,), device=images.device)
+    # A view of all the windows of an image: (batch, channels, n_tops, n_lefts, height, width)
+    windows = images.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[th.arange(batch_size, device=images.device), :, tops, lefts]
+
+
+class CenterCrop(nn.Module):
+    """
+    The middle of each image; images of that size already are returned as they are.
+
+    :param size: (height, width) of the output, in pixels
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: shape ``(..., H, W)``
+        :return: a view of shape ``(..., *size)``
+        """
+        height, width = self.size
+        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+        return images[..., top : top + height, left : left + width]
+
+
+class RandomCrop(nn.Module):
+    """
+    A square cut out at a random place (RAD, CURL; SEER, appendix, Table 4: 84 out of 100 pixels).
+
+    All ``H - size + 1`` offsets are drawn. (The released code of the paper never draws the last one.)
+
+    :param size: height and width of the output, in pixels
+    :raises ValueError: if ``size`` is not a positive integer
+    """
+
+    def __init__(self, size: int = 84) -> None:
+        super().__init__()
+        self.size = _positive_int("size", size)
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: shape ``(batch_size, channels, H, W)``, any dtype
+        :return: shape ``(batch_size, channels, size, size)``, same dtype
+        :raises ValueError: if the images are smaller than the crop
+        """
+        if self.size > min(images.shape[-2:]):
+            raise ValueError(
+                f"A random crop of size={self.size} does not fit into images of {images.shape[-2]}x{images.shape[-1]}: "
+                f"augmentation_kwargs=dict(size=...) can be at most {min(images.shape[-2:])}"
+            )
+        return _random_windows(images, self.size, self.size)
+
+
+class RandomShift(nn.Module):
+    """
+    Each image moved by up to ``pad`` pixels in both directions, its border repeated (DrQ).
+    The size of the images stays the same.
+
+    :param pad: largest shift, in pixels
+    :raises ValueError: if ``pad`` is not a positive integer
+    """
+
+    def __init__(self, pad: int = 4) -> None:
+        super().__init__()
+        self.pad = _positive_int("pad", pad)
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: shape ``(batch_size, channels, H, W)``, any dtype
+        :return: same shape, same dtype
+        """
+        height, width = images.shape[-2:]
+        # Replicate padding by index, as torch's own has no kernel for uint8
+        rows, columns = (
+            th.arange(-self.pad, size + self.pad, device=images.device).clamp_(0, size - 1) for size in (height, width)
+        )
+        return _random_windows(images[:, :, rows][..., columns], height, width)
+
+
+AUGMENTATIONS: dict[str, type[nn.Module]] = {"random_crop": RandomCrop, "random_shift": RandomShift}
+
+
+def make_augmentation(augmentation: str | nn.Module | None, kwargs: dict[str, Any] | None) -> nn.Module | None:
+    """
+    :param augmentation: a name of ``AUGMENTATIONS``, a module, or None
+    :param kwargs: arguments of the named augmentation
+    :return: the module, None for no augmentation
+    :raises ValueError: for an unknown name, or arguments that it does not take
+    """
+    if augmentation is None or isinstance(augmentation, nn.Module):
+        if kwargs:
+            raise ValueError(f"augmentation_kwargs={kwargs} need the name of an augmentation: one of {list(AUGMENTATIONS)}")
+        return augmentation
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"augmentation must be one of {list(AUGMENTATIONS)}, a torch module or None, not {augmentation!r}")
+    try:
+        return AUGMENTATIONS[augmentation](**(kwargs or {}))
+    except TypeError as error:
+        raise ValueError(f"augmentation_kwargs={kwargs} do not fit augmentation={augmentation!r}: {error}") from error
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    return value

@@ -1,0 +1,316 @@
+"""SEERMixin turns an SB3 off-policy algorithm into a SEER one."""
+
+import io
+import pathlib
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
+from torch import nn
+
+from sb3_seer.common.augmentations import CenterCrop, make_augmentation
+from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after
+from sb3_seer.common.policies import SEERPolicy
+from sb3_seer.common.replay import LatentReplayBuffer
+
+
+class SEERMixin(OffPolicyAlgorithm):
+    """
+    Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
+
+    Paper: Chen et al. 2021, https://arxiv.org/abs/2103.02886, Algorithm 1.
+
+    While the encoder learns, the replay buffer holds images. At step T_f (``freeze_after``) the encoder is frozen,
+    every stored image becomes K latents in place, and the same bytes hold more transitions. From then on
+    a gradient step never touches a convolution, and each step of the environments runs the encoder once.
+
+    Without images (``MlpPolicy``, ``MultiInputPolicy``) there is nothing to freeze: the algorithm is then that
+    of the SB3 class, and says so once.
+
+    :param args: as for the SB3 class
+    :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never
+    :param n_augmentations: K, stored copies of each observation, each with an augmentation of its own
+        (1 without augmentation)
+    :param augmentation: ``"random_crop"``, ``"random_shift"``, a module from images ``(batch_size, channels, H, W)``
+        to images, or None. A batch of images is augmented once when it is sampled; where nothing is augmented
+        (acting, evaluation) an image larger than the augmented ones is cropped to its middle
+    :param augmentation_kwargs: arguments of the named augmentation: ``dict(size=84)``, ``dict(pad=4)``
+    :param latent_dtype: how a stored number is held: ``"float32"``, ``"float16"`` or ``"uint8"``
+    :param max_latent_buffer_size: the most transitions to hold once they are latents, None for as many as fit
+    :param kwargs: as for the SB3 class. ``replay_buffer_class`` must be ``LatentReplayBuffer`` or None with images;
+        ``optimize_memory_usage`` is always on with them, and needs no other setting
+    :raises ValueError: for a parameter outside of what is said here; when a latent is larger than the image that
+        it replaces; for a ``VecNormalize`` that normalises images
+    """
+
+    policy: SEERPolicy  # type: ignore[assignment]
+    replay_buffer: LatentReplayBuffer | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *args: Any,
+        freeze_after: int | float | None = 0.2,
+        n_augmentations: int = 1,
+        augmentation: str | nn.Module | None = None,
+        augmentation_kwargs: dict[str, Any] | None = None,
+        latent_dtype: str = "float32",
+        max_latent_buffer_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.freeze_after = freeze_after
+        self.n_augmentations = n_augmentations
+        self.augmentation = augmentation
+        self.augmentation_kwargs = augmentation_kwargs
+        self.latent_dtype = latent_dtype
+        self.max_latent_buffer_size = max_latent_buffer_size
+        self.encoder_frozen = False
+        self.n_stack: int | None = None
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        self.freeze_after = check_freeze_after(self.freeze_after)
+        if not issubclass(self.policy_class, SEERPolicy):
+            warnings.warn(
+                f"{type(self).__name__} has no encoder to freeze with {self.policy_class.__name__}: it trains as the SB3 class "
+                "does. Use CnnPolicy with images to store latents.",
+                stacklevel=2,
+            )
+            super()._setup_model()
+            return
+
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError("VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, norm_obs=False)")
+        if self.replay_buffer_class not in (None, LatentReplayBuffer):
+            raise ValueError(
+                f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
+                f"not {self.replay_buffer_class.__name__}"
+            )
+        if self.env is not None:
+            self.n_stack = _find_n_stack(self.env)
+        augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
+        image_size = self._augmented_size(augmentation)
+        if image_size != self.observation_space.shape[-2:]:  # type: ignore[index]
+            self.policy_kwargs = {**self.policy_kwargs, "image_size": image_size}
+        # Always so: an observation is stored once
+        self.optimize_memory_usage = False
+        self.replay_buffer = self._make_replay_buffer(augmentation)
+        # As for SB3's own buffers, which take n_steps from the algorithm
+        self.replay_buffer_class = None
+        super()._setup_model()
+        self.replay_buffer_class = LatentReplayBuffer
+
+        self.replay_buffer.set_encoder(self.policy)
+        if self.freeze_after is not None or self.encoder_frozen:
+            self.replay_buffer.check_capacity()
+        if self.verbose >= 1:
+            print(self.replay_buffer.plan())
+        if self.encoder_frozen:
+            self._freeze()
+
+    def _augmented_size(self, augmentation: nn.Module | None) -> tuple[int, int]:
+        """
+        :param augmentation: module from images to images, or None
+        :return: (height, width) of the images that it puts out
+        :raises ValueError: if these have another number of channels
+        """
+        shape: tuple[int, ...] = self.observation_space.shape  # type: ignore[assignment]
+        if augmentation is not None:
+            # Trying it out must not move the random numbers of the training
+            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                output = augmentation(th.zeros((1, *shape), dtype=th.uint8, device=self.device))
+            if output.shape[:2] != (1, shape[0]) or output.ndim != 4:
+                raise ValueError(
+                    f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels, "
+                    f"not {(1, *shape)} to {tuple(output.shape)}"
+                )
+            shape = output.shape[1:]
+        return shape[-2], shape[-1]
+
+    def _make_replay_buffer(self, augmentation: nn.Module | None) -> LatentReplayBuffer:
+        kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack or 1)
+        return LatentReplayBuffer(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            n_augmentations=self.n_augmentations,
+            augmentation=augmentation,
+            latent_dtype=self.latent_dtype,
+            max_latent_buffer_size=self.max_latent_buffer_size,
+            **{**kwargs, **self.replay_buffer_kwargs},
+        )
+
+    def freeze_encoder(self) -> None:
+        """
+        Freeze the encoder now, and turn the images of the replay buffer into latents. A second call does nothing.
+
+        :raises ValueError: if the policy has no encoder; if a latent is larger than the image that it replaces
+        """
+        replay_buffer = self._latent_buffer()
+        if self.encoder_frozen:
+            return
+        replay_buffer.check_capacity()
+        if self._n_updates == 0:
+            warnings.warn("The encoder is frozen before its first gradient step: freeze_after <= learning_starts?", stacklevel=2)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        assert self.replay_buffer is not None
+        self.policy.freeze_encoder()
+        self.replay_buffer.to_latents()
+        self.encoder_frozen = True
+        if self.replay_buffer.acting is not None:
+            self.policy.remember(*self.replay_buffer.acting)
+
+    def _latent_buffer(self) -> LatentReplayBuffer:
+        """
+        :return: the replay buffer
+        :raises ValueError: if there is no encoder, so it is no buffer for latents
+        """
+        if not isinstance(self.replay_buffer, LatentReplayBuffer):
+            raise ValueError(f"{type(self.policy).__name__} has no encoder to freeze: use CnnPolicy with images")
+        return self.replay_buffer
+
+    def encode(self, observations: np.ndarray) -> th.Tensor:
+        """
+        What the encoder says of observations of the environment, without augmentation: larger images are cropped
+        to their middle.
+
+        :param observations: one observation, or a batch of them
+        :return: float32 latents, shape ``(batch_size, N, L)``
+        :raises ValueError: if the policy has no encoder
+        """
+        self._latent_buffer()
+        images, _ = super(SEERPolicy, self.policy).obs_to_tensor(observations)
+        return self.policy.encode(CenterCrop(self.policy.image_shape[1:])(images))
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        stores_latents = isinstance(replay_buffer, LatentReplayBuffer) and replay_buffer.stage == "latents"
+        if stores_latents:
+            assert isinstance(new_obs, np.ndarray)
+            # Where an episode ended, new_obs is the first observation of the next one, which SB3 does not hand on.
+            # The buffer encodes it in the same call as the last one of the episode.
+            for i in np.flatnonzero(dones):
+                infos[i]["reset_observation"] = new_obs[i]
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if stores_latents and replay_buffer.acting is not None:  # type: ignore[attr-defined]
+            self.policy.remember(*replay_buffer.acting)  # type: ignore[attr-defined]
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if isinstance(callback, BaseCallback):
+            callback = [callback]
+        elif not isinstance(callback, list):
+            callback = [] if callback is None else [ConvertCallback(callback)]
+        if self.freeze_after is not None and isinstance(self.policy, SEERPolicy) and not any(map(_freezes, callback)):
+            callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
+        return super()._init_callback(callback, progress_bar)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.set_parameters`.
+
+        :param load_path_or_dict: path of a saved model, or nested dictionary with the parameters of its modules
+        :param exact_match: whether all parameters must be given, and no others
+        :param device: device on which the code should run
+        :raises ValueError: if the replay buffer holds latents, and they are not those of the encoder to be loaded;
+            the model keeps its parameters then
+        """
+        if not self.encoder_frozen or self.replay_buffer is None or self.replay_buffer.size() == 0:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
+        encoder, parameters = self.policy.encoder_fingerprint(), deepcopy(self.get_parameters())
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.policy.encoder_fingerprint() != encoder:
+            loaded = self.policy.encoder_fingerprint()
+            super().set_parameters(parameters)
+            raise ValueError(f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}")
+
+    def dump_logs(self) -> None:
+        """Write log data, with what the replay buffer holds under ``seer/``."""
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            self.logger.record("seer/encoder_frozen", int(self.encoder_frozen))
+            self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
+            self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)
+            self.logger.record("seer/bytes", self.replay_buffer.nbytes)
+        super().dump_logs()
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """
+        Load a replay buffer. One that holds images becomes one of latents if the encoder is frozen.
+
+        :param path: path to the pickled replay buffer
+        :param truncate_last_traj: not used: a trajectory that is not continued is seen as truncated
+        :raises ValueError: if the buffer is of another kind or shape, holds the latents of another encoder, or holds
+            latents while this model's encoder still learns. The model keeps the buffer that it had
+        """
+        if not isinstance(self.replay_buffer, LatentReplayBuffer):
+            super().load_replay_buffer(path, truncate_last_traj)
+            return
+        replay_buffer = load_from_pkl(path, self.verbose)
+        if not isinstance(replay_buffer, LatentReplayBuffer):
+            raise ValueError(f"{path} holds a {type(replay_buffer).__name__}, not a LatentReplayBuffer")
+        for name in ("observation_space", "action_space", "n_envs"):
+            theirs, ours = getattr(replay_buffer, name), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(f"The replay buffer in {path} has {name}={theirs}, this model has {ours}")
+        if replay_buffer.stage == "latents":
+            encoder = self.policy.encoder_fingerprint()
+            if not self.encoder_frozen:
+                raise ValueError(
+                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, but the encoder "
+                    "of this model is not frozen: load the model that was saved with the buffer"
+                )
+            if replay_buffer.encoder_fingerprint != encoder:
+                raise ValueError(
+                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, but the encoder "
+                    f"of this model is {encoder}: load the model that was saved with the buffer"
+                )
+        replay_buffer.device = self.device
+        replay_buffer.set_encoder(self.policy)
+        if self.encoder_frozen and replay_buffer.stage == "images":
+            replay_buffer.to_latents()
+        self.replay_buffer = replay_buffer
+
+
+def _freezes(callback: BaseCallback) -> bool:
+    """:return: whether a callback, or one in a list of callbacks, is a FreezeEncoderCallback"""
+    children = callback.callbacks if isinstance(callback, CallbackList) else []
+    return isinstance(callback, FreezeEncoderCallback) or any(map(_freezes, children))
+
+
+def _find_n_stack(env: VecEnv) -> int:
+    """
+    :param env: environment of the algorithm, with images whose channels come first
+    :return: the number of frames that its wrappers stack, 1 if they do not
+    """
+    n_channels: int = env.observation_space.shape[0]  # type: ignore[index]
+    n_stack = 1
+    venv = env
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, VecFrameStack):
+            n_stack = venv.stacked_obs.n_stack
+        venv = venv.venv
+    if n_stack == 1 and env.has_attr("stack_size"):  # gymnasium.wrappers.FrameStackObservation
+        n_stack = env.get_attr("stack_size")[0]
+    return n_stack if n_channels % n_stack == 0 else 1

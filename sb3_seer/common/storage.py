@@ -1,0 +1,432 @@
+"""
+How observations are kept: one arena of bytes, read as images before the freeze and as latents after it.
+
+Both stores keep an observation once. The next observation of a row is the observation of the row
+after it, unless that row does not continue it (the end of an episode, a reset in the middle, the
+newest row): only then is a *successor* kept aside.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+LATENT_DTYPES = ("float32", "float16", "uint8")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """
+    What a buffer holds, and in how many bytes, before and after the freeze.
+
+    :param image_transitions: transitions held while images are stored (C)
+    :param image_bytes: bytes of the arena that holds them
+    :param latent_transitions: transitions held once latents are stored (C_hat)
+    :param latent_bytes: bytes of the same arena that they fill
+    :param frame_bytes: bytes stored for one observation: its newest frame (P)
+    :param number_bytes: bytes of one number of a latent (b)
+    :param n_networks: networks with a latent of their own (N)
+    :param n_augmentations: augmented copies of each observation (K)
+    :param latent_dim: numbers in a latent (L)
+    """
+
+    image_transitions: int
+    image_bytes: int
+    latent_transitions: int
+    latent_bytes: int
+    frame_bytes: int
+    number_bytes: int
+    n_networks: int
+    n_augmentations: int
+    latent_dim: int
+
+    @property
+    def record_bytes(self) -> int:
+        """bytes of all the latents of one observation: b * N * K * L"""
+        return self.number_bytes * self.n_networks * self.n_augmentations * self.latent_dim
+
+    def __str__(self) -> str:
+        return (
+            f"images: {self.image_transitions:,} transitions in {self.image_bytes / 1e6:,.1f} MB "
+            f"({self.frame_bytes:,} bytes each)\n"
+            f"latents: {self.latent_transitions:,} transitions in {self.latent_bytes / 1e6:,.1f} MB "
+            f"({self.record_bytes:,} bytes each: {self.number_bytes} bytes x {self.n_networks} networks "
+            f"x {self.n_augmentations} copies x {self.latent_dim} numbers)"
+        )
+
+
+@dataclass
+class LatentCodec:
+    """
+    Turns float32 latents into the numbers that are stored, and back.
+
+    :param dtype: one of ``LATENT_DTYPES``
+    :param scale: uint8 only: what one step of the stored number is worth, shape ``(N, L)``
+    :param offset: uint8 only: the value of a stored zero, shape ``(N, L)``
+    """
+
+    dtype: str
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
+
+    @classmethod
+    def fit(cls, latents: np.ndarray, margin: float = 0.02) -> "LatentCodec":
+        """
+        :param latents: latents that the uint8 range must cover, shape ``(batch_size, N, L)``
+        :param margin: part of each dimension's range added at either end
+        :return: a uint8 codec
+        """
+        low, high = latents.min(axis=0), latents.max(axis=0)  # [N, L]
+        # A dimension that never moved in these latents (a dead unit) still gets some room
+        span = np.maximum(high - low, 0.01 * (high - low).max())
+        span[span == 0.0] = 1.0
+        # Latents that follow a ReLU are never negative, and their zeros stay exact
+        offset = np.where(low >= 0.0, np.maximum(low - margin * span, 0.0), low - margin * span)
+        scale = (low + (1.0 + margin) * span - offset) / 255.0
+        return cls("uint8", scale.astype(np.float32), offset.astype(np.float32))
+
+    def encode(self, latents: np.ndarray) -> tuple[np.ndarray, int]:
+        """
+        :param latents: float32, shape ``(..., N, L)``
+        :return: what is stored, same shape, and how many numbers had to be clipped
+        """
+        if self.dtype == "float32":
+            return latents, 0
+        if self.dtype == "float16":
+            low, high = float(np.finfo(np.float16).min), float(np.finfo(np.float16).max)
+            codes = latents
+        else:
+            low, high = 0.0, 255.0
+            codes = np.rint((latents - self.offset) / self.scale)
+        n_clipped = np.count_nonzero((codes < low) | (codes > high))
+        return np.clip(codes, low, high).astype(self.dtype), int(n_clipped)
+
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """
+        :param stored: what ``encode`` returned, shape ``(..., N, L)``
+        :return: float32 latents of the same shape
+        """
+        latents = stored.astype(np.float32, copy=False)
+        return latents * self.scale + self.offset if self.dtype == "uint8" else latents
+
+
+def same_bytes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """
+    :param left: shape ``(n, ...)``
+    :param right: the same shape
+    :return: for each of the ``n``, whether left and right are equal byte for byte, shape ``(n,)``
+    """
+    return (left == right).reshape(len(left), -1).all(axis=1)
+
+
+class TransitionStore:
+    """
+    What both stages share: which rows continue the row before them, and the asides of those that do not.
+
+    :param arena: the bytes to store in, shape ``(n_bytes,)``
+    :param rows: rows of the ring
+    :param n_envs: transitions in a row
+    """
+
+    def __init__(self, arena: np.ndarray, rows: int, n_envs: int):
+        self.arena = arena
+        self.rows = rows
+        self.n_envs = n_envs
+        # linked[r, e]: the observation of row r + 1 is the next observation of row r
+        self.linked = np.zeros((rows, n_envs), dtype=bool)
+        self.successor: dict[tuple[int, int], np.ndarray] = {}
+        # The observations expected next, shape [n_envs, n_stack, frame_bytes]
+        self.pending: np.ndarray | None = None
+        # open[e]: the newest row of env e did not end an episode, so that `pending` is its next observation
+        self.open = np.zeros(n_envs, dtype=bool)
+
+    def clear(self) -> None:
+        """Forget every transition."""
+        self.successor.clear()
+        self.pending = None
+        self.open[:] = False
+
+    def continues(self, obs: np.ndarray) -> np.ndarray:
+        """
+        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
+        :return: for each env, whether they are the observations expected, shape ``(n_envs,)``
+        """
+        if self.pending is None:
+            return np.zeros(self.n_envs, dtype=bool)
+        return same_bytes(obs, self.pending)
+
+    def link(self, row: int, continues: np.ndarray) -> None:
+        """
+        Settle where the newest row finds its next observation, before the row after it is written.
+
+        :param row: the row after the newest one
+        :param continues: for each env, whether what is about to be written there is what was expected
+        """
+        newest = (row - 1) % self.rows
+        self.linked[newest] = self.open & continues
+        for env in np.flatnonzero(self.open & ~continues):
+            self.successor[newest, int(env)] = self._pending_successor(env)
+
+    def evict(self, row: int) -> None:
+        """
+        :param row: the oldest row, which is about to be overwritten
+        """
+        for env in range(self.n_envs):
+            self.successor.pop((row, env), None)
+
+    def _pending_successor(self, env: int) -> np.ndarray:
+        raise NotImplementedError()
+
+
+class ImageStore(TransitionStore):
+    """
+    Observations as images: the newest frame of each in the arena, the older ones rebuilt from the rows before.
+
+    A row whose older frames are not those of the row before (the first of an episode) keeps them
+    aside as its *history*; the rows just after it rebuild from that as well.
+
+    :param arena: the bytes to store in, shape ``(rows * n_envs * frame_bytes,)``
+    :param rows: rows of the ring
+    :param n_envs: transitions in a row
+    :param n_stack: frames in an observation, oldest first
+    """
+
+    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
+        super().__init__(arena, rows, n_envs)
+        self.n_stack = n_stack
+        # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames)
+        self.age = np.zeros((rows, n_envs), dtype=np.int16)
+        self.history: dict[tuple[int, int], np.ndarray] = {}
+        # shifted[e]: `pending` is the newest row's stack, moved on by one frame
+        self.shifted = np.zeros(n_envs, dtype=bool)
+        self.offsets = np.arange(1 - n_stack, 1)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """the arena as frames, shape ``(rows, n_envs, frame_bytes)``"""
+        return self.arena.reshape(self.rows, self.n_envs, -1)
+
+    def clear(self) -> None:
+        super().clear()
+        self.history.clear()
+
+    def evict(self, row: int) -> None:
+        super().evict(row)
+        n_younger = min(self.n_stack, self.rows) - 1
+        if n_younger == 0:
+            for env in range(self.n_envs):
+                self.history.pop((row, env), None)
+            return
+        frames = self.frames
+        after = (row + 1) % self.rows
+        for env in range(self.n_envs):
+            # The oldest row has no row before it, so it always has a history
+            history = self.history.pop((row, env))  # [<= n_stack - 1, frame_bytes]
+            if self.age[after, env] == 0:
+                continue
+            # The row after needs this frame: it gets a history of its own, one frame further on
+            frame = frames[row, env]
+            if len(history) == 0 and np.array_equal(frame, frames[after, env]):
+                self.history[after, env] = history
+            else:
+                older = history[max(len(history) - (self.n_stack - 2), 0) :]
+                self.history[after, env] = np.concatenate((older, frame[None]))
+        # The rows that reached back to this one now reach one row less far
+        younger = np.arange(1, n_younger + 1)
+        ages = self.age[(row + younger) % self.rows]  # [n_younger, n_envs]
+        self.age[(row + younger) % self.rows] = ages - (ages == younger[:, None])
+
+    def add(
+        self, row: int, follows: np.ndarray, obs: np.ndarray, next_obs: np.ndarray, pending: np.ndarray, done: np.ndarray
+    ) -> None:
+        """
+        :param row: the row to write
+        :param follows: for each env, whether the row before is held and ``obs`` is what was expected after it
+        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
+        :param next_obs: bytes of the next observations, same shape
+        :param pending: bytes of the observations expected next, same shape; kept, not copied
+        :param done: for each env, whether the episode ended
+        """
+        self.frames[row] = obs[:, -1]
+        self.linked[row] = False
+        if self.n_stack > 1:
+            follows = follows & self.shifted
+            self.age[row] = np.where(follows, np.minimum(self.age[row - 1] + 1, self.n_stack - 1), 0)
+            for env in np.flatnonzero(~follows):
+                self.history[row, int(env)] = self._history_of(obs[env])
+        shifted = same_bytes(next_obs[:, :-1], obs[:, 1:])
+        for env in np.flatnonzero(done):
+            self.successor[row, int(env)] = next_obs[env, -1 if shifted[env] else 0 :].copy()
+        self.pending = pending
+        self.open = ~done
+        self.shifted = shifted & self.open
+
+    def observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param rows: shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :return: bytes of the observations, shape ``(batch_size, n_stack, frame_bytes)``
+        """
+        slots = (rows[:, None] + self.offsets) % self.rows * self.n_envs + envs[:, None]  # [batch_size, n_stack]
+        # take() copies a frame at a time, several times faster than indexing with an array
+        stacks = self.arena.reshape(self.rows * self.n_envs, -1).take(slots, axis=0)
+        self._fill_history(stacks, rows, envs)
+        return stacks
+
+    def next_observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param rows: shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :return: bytes of the next observations, shape ``(batch_size, n_stack, frame_bytes)``
+        """
+        linked = self.linked[rows, envs]
+        stacks = self.observations((rows + linked) % self.rows, envs)
+        for i in np.flatnonzero(~linked):
+            self._to_successor(stacks[i], int(rows[i]), int(envs[i]))
+        return stacks
+
+    def drain(self, n_rows: int, chunk: int) -> Iterator[tuple[int, np.ndarray, list[tuple[int, int]], np.ndarray]]:
+        """
+        Read everything once, in ascending order: a row may be overwritten as soon as it was handed out.
+
+        :param n_rows: rows that hold transitions
+        :param chunk: rows to read at a time
+        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_bytes)``;
+            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_bytes)``
+        """
+        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_bytes]
+        for first in range(0, n_rows, chunk):
+            rows = np.arange(first, min(first + chunk, n_rows))
+            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_bytes]
+            before = frames[len(rows) :].copy()
+            stacks = np.stack([frames[i : i + len(rows)] for i in range(self.n_stack)], axis=2)
+            flat = stacks.reshape(len(rows) * self.n_envs, self.n_stack, -1)
+            self._fill_history(flat, rows.repeat(self.n_envs), np.tile(np.arange(self.n_envs), len(rows)))
+            keys = [(int(row), env) for row in rows for env in range(self.n_envs) if (int(row), env) in self.successor]
+            successors = np.stack([stacks[row - first, env] for row, env in keys]) if keys else flat[:0]
+            for stack, key in zip(successors, keys, strict=True):
+                self._to_successor(stack, *key)
+            yield first, stacks, keys, successors
+
+    def _history_of(self, stack: np.ndarray) -> np.ndarray:
+        """The older frames of a stack, less those in front that only repeat the one after them (padding)."""
+        first = 0
+        while first < self.n_stack - 1 and np.array_equal(stack[first], stack[first + 1]):
+            first += 1
+        return stack[first:-1].copy()
+
+    def _fill_history(self, stacks: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
+        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_bytes]."""
+        missing = self.n_stack - 1 - self.age[rows, envs] if self.n_stack > 1 else np.zeros(len(rows), dtype=int)
+        for i in np.flatnonzero(missing):
+            n_missing = int(missing[i])
+            first_row = (int(rows[i]) - (self.n_stack - 1 - n_missing)) % self.rows
+            history = self.history[first_row, int(envs[i])]
+            n_kept = min(len(history), n_missing)
+            stacks[i, n_missing - n_kept : n_missing] = history[len(history) - n_kept :]
+            stacks[i, : n_missing - n_kept] = stacks[i, n_missing - n_kept]
+
+    def _to_successor(self, stack: np.ndarray, row: int, env: int) -> None:
+        """Turn the observation of a row, shape [n_stack, frame_bytes], into its next observation, in place."""
+        successor = self.successor.get((row, env))
+        if successor is None:
+            assert self.pending is not None  # the newest row
+            stack[:] = self.pending[env]
+        else:
+            # One frame, or the whole stack where it is not the last one moved on by a frame
+            stack[: -len(successor)] = stack[len(successor) :]
+            stack[-len(successor) :] = successor
+
+    def _pending_successor(self, env: int) -> np.ndarray:
+        assert self.pending is not None
+        return self.pending[env, -1 if self.shifted[env] else 0 :].copy()
+
+
+class LatentStore(TransitionStore):
+    """
+    Observations as latents: K * N latents each, already encoded.
+
+    :param arena: the bytes to store in; those past the last whole record stay unused
+    :param rows: rows of the ring
+    :param n_envs: transitions in a row
+    :param dtype: of the stored numbers
+    :param shape: (K, N, L)
+    """
+
+    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, dtype: str, shape: tuple[int, int, int]):
+        super().__init__(arena, rows, n_envs)
+        self.dtype = np.dtype(dtype)
+        self.shape = shape
+        # Stored latents of `pending`
+        self.pending_latents = np.zeros((n_envs, *shape), dtype=self.dtype)
+
+    @property
+    def records(self) -> np.ndarray:
+        """the arena as latents, shape ``(rows, n_envs, K, N, L)``"""
+        n_bytes = self.rows * self.n_envs * int(np.prod(self.shape)) * self.dtype.itemsize
+        return self.arena[:n_bytes].view(self.dtype).reshape(self.rows, self.n_envs, *self.shape)
+
+    def add(
+        self,
+        row: int,
+        latents: np.ndarray,
+        next_latents: np.ndarray,
+        pending: np.ndarray,
+        pending_latents: np.ndarray,
+        done: np.ndarray,
+    ) -> None:
+        """
+        :param row: the row to write
+        :param latents: of the observations, shape ``(n_envs, K, N, L)``
+        :param next_latents: of the next observations, same shape
+        :param pending: bytes of the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``; kept, not copied
+        :param pending_latents: of those, shape ``(n_envs, K, N, L)``
+        :param done: for each env, whether the episode ended
+        """
+        self.records[row] = latents
+        self.linked[row] = False
+        for env in np.flatnonzero(done):
+            self.successor[row, int(env)] = next_latents[env].copy()
+        self.pending, self.pending_latents = pending, pending_latents
+        self.open = ~done
+
+    def latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+        """
+        :param rows: shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :param copies: which of the K augmented copies, shape ``(batch_size,)``
+        :return: stored latents of the observations, shape ``(batch_size, N, L)``
+        """
+        n_copies = self.shape[0]
+        slots = (rows * self.n_envs + envs) * n_copies + copies  # [batch_size]
+        return self.records.reshape(-1, *self.shape[1:]).take(slots, axis=0)
+
+    def next_latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+        """
+        :param rows: shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :param copies: which of the K augmented copies, shape ``(batch_size,)``
+        :return: stored latents of the next observations, shape ``(batch_size, N, L)``
+        """
+        linked = self.linked[rows, envs]
+        latents = self.latents((rows + linked) % self.rows, envs, copies)
+        for i in np.flatnonzero(~linked):
+            row, env = int(rows[i]), int(envs[i])
+            latents[i] = self.successor.get((row, env), self.pending_latents[env])[copies[i]]
+        return latents
+
+    def move_to_end(self, first: int, end: int) -> None:
+        """
+        Move the records of a block of rows to the end of the ring, in place.
+
+        :param first: first row of the block
+        :param end: row after its last
+        """
+        records, gap, chunk = self.records, self.rows - end, 1024
+        # Last rows first: a row is never overwritten before it was moved
+        for stop in range(end, first, -chunk):
+            start = max(stop - chunk, first)
+            records[start + gap : stop + gap] = records[start:stop].copy()
+
+    def _pending_successor(self, env: int) -> np.ndarray:
+        return self.pending_latents[env].copy()

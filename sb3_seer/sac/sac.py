@@ -1,0 +1,138 @@
+from collections import defaultdict
+from typing import ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.sac import SAC
+from torch.nn import functional as F
+
+from sb3_seer.common.seer import SEERMixin
+from sb3_seer.common.type_aliases import Latents
+from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
+
+
+class SEERSAC(SEERMixin, SAC):
+    """
+    Soft Actor-Critic with Stored Embeddings for Efficient Reinforcement Learning (SEER).
+
+    Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1; control: section 5.1, without the contrastive loss of CURL).
+
+    All parameters of SB3's :class:`~stable_baselines3.sac.SAC`, with the same defaults and meaning, and those of
+    :class:`~sb3_seer.common.seer.SEERMixin`. With images (``CnnPolicy``) it differs from SB3's SAC in this:
+
+    * the convolutions are shared, and the critic's loss trains them: see :class:`~sb3_seer.sac.policies.CnnPolicy`,
+    * each batch is encoded once for each gradient step, so the actor learns from features computed before
+      the critic's step, and its loss computes no gradient for the critics.
+
+    With ``MlpPolicy`` it is SB3's SAC.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Sample the replay buffer and do the updates (gradient descent and update target networks).
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions in a batch
+        """
+        if not isinstance(self.policy, CnnPolicy):
+            super().train(gradient_steps, batch_size)
+            return
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+
+        # Read at the end: each .item() would make the host wait for the device
+        logs: dict[str, list[th.Tensor]] = defaultdict(list)
+        for gradient_step in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            discounts = batch.discounts if batch.discounts is not None else self.gamma
+            latents, next_latents, target_latents = self.policy.encode_batch(batch.observations, batch.next_observations)
+
+            if self.use_sde:
+                self.actor.reset_noise()
+            actions_pi, log_prob = self.actor.action_log_prob(latents)  # type: ignore[arg-type]
+            ent_coef = self._update_ent_coef(log_prob, logs)
+
+            with th.no_grad():
+                # Soft value of the next observation, the smallest of the target critics': (batch_size, 1)
+                next_actions, next_log_prob = self.actor.action_log_prob(next_latents)  # type: ignore[arg-type]
+                next_q_values = self._min_q_value(self.critic_target, target_latents, next_actions)
+                next_values = next_q_values - ent_coef * next_log_prob.reshape(-1, 1)
+                target_q_values = batch.rewards + (1 - batch.dones) * discounts * next_values
+
+            current_q_values = self.critic(latents, batch.actions)
+            critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
+            assert isinstance(critic_loss, th.Tensor)
+            # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
+            self.critic.optimizer.zero_grad()
+            critic_loss.backward(inputs=list(self.critic.parameters()))
+            self.critic.optimizer.step()
+
+            q_values_pi = self._min_q_value(self.critic, latents.detach(), actions_pi)
+            actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
+            self.actor.optimizer.zero_grad()
+            # ... and here of what the actor does not have from the critic
+            actor_loss.backward(inputs=self.policy.actor_parameters())
+            self.actor.optimizer.step()
+
+            if gradient_step % self.target_update_interval == 0:
+                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                # Copy running stats, see https://github.com/DLR-RM/stable-baselines3/issues/996
+                polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+            logs["critic_loss"].append(critic_loss.detach())
+            logs["actor_loss"].append(actor_loss.detach())
+
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", th.stack(values).mean().item())
+
+    def _update_ent_coef(self, log_prob: th.Tensor, logs: dict[str, list[th.Tensor]]) -> th.Tensor:
+        """
+        One step on the entropy coefficient, if it is learned (the loss is that of SB3's SAC).
+
+        :param log_prob: of the actor's actions, shape ``(batch_size,)``
+        :param logs: where to note the loss and the coefficient
+        :return: the coefficient before the step
+        """
+        if self.ent_coef_optimizer is None or self.log_ent_coef is None:
+            ent_coef = self.ent_coef_tensor
+        else:
+            ent_coef = th.exp(self.log_ent_coef.detach())
+            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
+            self.ent_coef_optimizer.zero_grad()
+            ent_coef_loss.backward()
+            self.ent_coef_optimizer.step()
+            logs["ent_coef_loss"].append(ent_coef_loss.detach())
+        logs["ent_coef"].append(ent_coef.mean())
+        return ent_coef
+
+    @staticmethod
+    def _min_q_value(critic: ContinuousCritic, latents: Latents, actions: th.Tensor) -> th.Tensor:
+        """:return: the smallest of the critics' values of the actions, shape ``(batch_size, 1)``"""
+        return th.cat(critic(latents, actions), dim=1).min(dim=1, keepdim=True).values  # type: ignore[arg-type]
+
+    def learn(
+        self: SelfSEERSAC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SEERSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSEERSAC:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
