@@ -1,0 +1,47 @@
+"""What ``-optimize`` searches over: what RL Zoo's sampler for the base algorithm does, T_f and K."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+configured_hyperparams: ContextVar[dict[str, Any]] = ContextVar("configured_hyperparams")
+"""The configured hyperparameters of the trial that this thread runs."""
+
+
+def sample_seer_params(
+    sample_base_params: Callable[..., dict[str, Any]],
+    trial: "optuna.Trial",
+    n_actions: int,
+    n_envs: int,
+    additional_args: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    Sampler for the hyperparameters of a SEER algorithm.
+
+    * T_f (``freeze_after``) from 5 to 60 % of a trial, around the 10 to 64 % of the paper (figures 2 and 3); not where
+      the configuration says never (``freeze_after: null``)
+    * K (``n_augmentations``) only where an augmentation is configured, and at most what is configured: K latents
+      must fit into the memory of an image, and of that one it is known that they do
+
+    :param sample_base_params: RL Zoo's sampler for the algorithm that is extended
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of a continuous action
+    :param n_envs: number of environments
+    :param additional_args: as for ``sample_base_params``
+    :return: hyperparameters, to update the configured ones
+    """
+    configured = configured_hyperparams.get({})
+    hyperparams = sample_base_params(trial, n_actions, n_envs, additional_args)
+
+    if configured.get("freeze_after", 0.2) is not None:
+        hyperparams["freeze_after"] = trial.suggest_float("freeze_after", 0.05, 0.6, step=0.05)
+    max_augmentations = configured.get("n_augmentations", 1)
+    if max_augmentations > 1:
+        hyperparams["n_augmentations"] = trial.suggest_int("n_augmentations", 1, max_augmentations)
+
+    # The update is not deep: without this line, it would drop the configured features extractor
+    hyperparams["policy_kwargs"] = {**(configured.get("policy_kwargs") or {}), **hyperparams["policy_kwargs"]}
+    return hyperparams
