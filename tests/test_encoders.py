@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import NatureCNN
+from torch.nn import functional as F
+
+from sb3_seer import DataEfficientCNN, PixelEncoder
+from sb3_seer.common.augmentations import CenterCrop, RandomCrop, RandomShift, make_augmentation
+from sb3_seer.common.encoders import split
+
+
+def image_space(*shape: int) -> spaces.Box:
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+def numbered_images(batch_size: int, channels: int, height: int, width: int) -> th.Tensor:
+    """Each pixel says where it is: an image identifies the window that was cut out of it."""
+    return th.arange(batch_size * channels * height * width).reshape(batch_size, channels, height, width)
+
+
+def test_pixel_encoder_is_the_papers():
+    encoder = PixelEncoder(image_space(9, 84, 84))
+    # Counted from the layers of the released code
+    assert sum(p.numel() for p in encoder.parameters()) == 1_990_518
+    assert encoder.projection.in_features == 39_200
+    assert encoder.latent_dim == encoder.features_dim == 50
+    images = th.rand(2, 9, 84, 84)
+    latents = encoder.encode(images)
+    assert latents.shape == (2, 50)
+    th.testing.assert_close(encoder(images), F.layer_norm(latents, (50,)))
+
+
+def test_pixel_encoder_starts_delta_orthogonal():
+    convolution = PixelEncoder(image_space(9, 84, 84)).trunk[1]
+    centre = convolution.weight[:, :, 1, 1]
+    th.testing.assert_close(centre.T @ centre, 2 * th.eye(9))
+    assert convolution.weight.count_nonzero() == centre.count_nonzero()
+
+
+def test_data_efficient_encoder_is_the_papers():
+    encoder = DataEfficientCNN(image_space(4, 84, 84))
+    assert encoder.latent_dim == encoder.features_dim == 576
+    images = th.rand(2, 4, 84, 84)
+    th.testing.assert_close(encoder(images), encoder.encode(images))
+    assert (encoder(images) >= 0).all()
+
+
+def test_channels_last_changes_no_result():
+    """Oracle: the same convolutions called one after the other on the usual layout."""
+    encoder = PixelEncoder(image_space(9, 84, 84))
+    images = features = th.rand(3, 9, 84, 84)
+    for layer in encoder.trunk[1:]:
+        features = layer(features)
+    th.testing.assert_close(encoder.trunk(images), features, rtol=1e-4, atol=1e-5)
+
+
+def test_another_extractor_is_all_encoder():
+    extractor = NatureCNN(image_space(4, 84, 84), features_dim=32)
+    images = th.rand(2, 4, 84, 84)
+    parts = split(extractor)
+    assert parts.latent_dim == 32
+    th.testing.assert_close(parts.head(parts.projection(parts.trunk(images))), extractor(images))
+
+
+@pytest.mark.parametrize("dtype", [th.uint8, th.float32])
+def test_random_crop_cuts_one_window_of_all_channels(dtype):
+    images = numbered_images(200, 2, 7, 8).to(th.int64)
+    values = images.to(dtype) if dtype != th.uint8 else (images % 251).to(dtype)
+    th.manual_seed(0)
+    crops = RandomCrop(5)(values)
+    assert crops.shape == (200, 2, 5, 5)
+    assert crops.dtype == dtype
+    seen = set()
+    for image, crop in zip(values, crops, strict=True):
+        windows = {(i, j): image[:, i : i + 5, j : j + 5] for i in range(3) for j in range(4)}
+        place = [place for place, window in windows.items() if th.equal(window, crop)]
+        assert len(place) == 1
+        seen.add(place[0])
+    assert len(seen) == 12  # every place is drawn
+
+
+def test_random_shift_moves_and_repeats_the_border():
+    images = numbered_images(300, 2, 4, 6)
+    th.manual_seed(0)
+    shifted = RandomShift(2)(images)
+    assert shifted.shape == images.shape
+    seen = set()
+    padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").long()
+    for image, result in zip(padded, shifted, strict=True):
+        place = [(i, j) for i in range(5) for j in range(5) if th.equal(image[:, i : i + 4, j : j + 6], result)]
+        assert len(place) == 1
+        seen.add(place[0])
+    assert len(seen) == 25
+
+
+def test_center_crop():
+    images = numbered_images(1, 1, 100, 100)
+    assert th.equal(CenterCrop((84, 84))(images), images[..., 8:92, 8:92])
+    assert th.equal(CenterCrop((100, 100))(images), images)
+
+
+def test_augmentations_by_name():
+    assert make_augmentation(None, None) is None
+    assert make_augmentation("random_crop", dict(size=64)).size == 64
+    assert make_augmentation("random_shift", None).pad == 4
+    module = th.nn.Identity()
+    assert make_augmentation(module, None) is module
+
+
+@pytest.mark.parametrize(
+    "augmentation, kwargs, message",
+    [
+        ("random_flip", None, "random_flip.*|random_crop"),
+        ("random_crop", dict(pad=4), "random_crop"),
+        ("random_crop", dict(size=0), "size must be a positive integer, not 0"),
+        ("random_shift", dict(pad=2.5), "pad must be a positive integer, not 2.5"),
+        (None, dict(size=84), "augmentation_kwargs"),
+    ],
+)
+def test_bad_augmentations(augmentation, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_augmentation(augmentation, kwargs)

@@ -1,0 +1,105 @@
+"""Bad input: one clear ValueError at construction, which names the parameter, what was given and what is allowed."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from test_invariants import make_model
+from tiny_envs import LightEnv, TinyEncoder
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+
+
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(freeze_after=-1), r"freeze_after must be .* not -1"),
+        (dict(freeze_after=0.0), r"freeze_after must be .* not 0\.0"),
+        (dict(freeze_after=1.5), r"freeze_after must be .* not 1\.5"),
+        (dict(freeze_after="soon"), "freeze_after must be .* not 'soon'"),
+        (dict(freeze_after=True), "freeze_after must be .* not True"),
+        (dict(n_augmentations=0, augmentation="random_shift"), "n_augmentations.*0"),
+        (dict(n_augmentations=2.5, augmentation="random_shift"), "n_augmentations.*2.5"),
+        (dict(n_augmentations=4), "n_augmentations.*4.*augmentation"),
+        (dict(augmentation="random_crop", augmentation_kwargs=dict(size=84)), "84 does not fit into images of 16x16"),
+        (dict(augmentation="flip"), "augmentation must be one of .*random_crop.*random_shift.*not 'flip'"),
+        (dict(augmentation=th.nn.Flatten()), "augmentation must map images"),
+        (dict(latent_dtype="float64"), "latent_dtype.*float64.*float32"),
+        (dict(max_latent_buffer_size=10), "max_latent_buffer_size.*10"),
+        (dict(replay_buffer_class=HerReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not HerReplayBuffer"),
+        (dict(replay_buffer_class=ReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not ReplayBuffer"),
+    ],
+)
+def test_parameters(algorithm, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(algorithm, **kwargs)
+
+
+def test_parameters_are_checked_when_a_model_is_loaded(tmp_path):
+    make_model(SEERDQN).save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    with pytest.raises(ValueError, match="freeze_after must be .* not -5"):
+        SEERDQN.load(tmp_path / "model", freeze_after=-5)
+    assert (tmp_path / "model.zip").read_bytes() == before
+
+
+def test_a_latent_larger_than_the_image_says_what_would_change_it():
+    """Images of 256 bytes; a latent of 200 float32 numbers has 800, of float16 400, of uint8 200."""
+    with pytest.raises(ValueError, match="larger") as error:
+        SEERQRDQN(
+            "CnnPolicy", LightEnv(), buffer_size=1000, device="cpu",
+            policy_kwargs=dict(features_extractor_class=TinyEncoder, features_extractor_kwargs=dict(latent_dim=200)),
+        )  # fmt: skip
+    for part in ("800", "256", "1,000", "320", "'float16'", "640", "'uint8'", "1,280"):
+        assert part in str(error.value), part
+
+
+def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
+    kwargs = dict(features_extractor_class=TinyEncoder, features_extractor_kwargs=dict(latent_dim=200))
+    model = SEERQRDQN("CnnPolicy", LightEnv(), buffer_size=100, freeze_after=None, device="cpu", policy_kwargs=kwargs)
+    model.learn(30)
+    with pytest.raises(ValueError, match="larger"):
+        model.freeze_encoder()
+    assert not model.encoder_frozen and model.replay_buffer.stage == "images"
+    assert all(parameter.requires_grad for parameter in model.policy.parameters())
+
+
+def test_normalised_images():
+    env = VecNormalize(make_vec_env(LightEnv), norm_obs=True)
+    with pytest.raises(ValueError, match="norm_obs=True"):
+        SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
+
+
+def test_nothing_to_freeze():
+    with pytest.warns(UserWarning, match="no encoder to freeze"):
+        model = SEERSAC("MlpPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="no encoder"):
+        model.freeze_encoder()
+    with pytest.raises(ValueError, match="no encoder"):
+        model.encode(np.zeros(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("freeze_after", [-1, 1.5, "auto", None])
+def test_callback(freeze_after):
+    with pytest.raises(ValueError, match="freeze_after must be"):
+        FreezeEncoderCallback(freeze_after)
+
+
+def test_dict_observations_train_as_in_sb3():
+    class DictEnv(gym.ObservationWrapper):
+        def __init__(self) -> None:
+            super().__init__(LightEnv(size=48))
+            self.observation_space = spaces.Dict(image=self.env.observation_space)
+
+        def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+            return dict(image=observation)
+
+    with pytest.warns(UserWarning, match="no encoder to freeze"):
+        model = SEERDQN("MultiInputPolicy", DictEnv(), buffer_size=20, learning_starts=5, device="cpu")
+    model.learn(10)

@@ -1,0 +1,243 @@
+"""When the encoder is frozen, and that everything around it works as in SB3."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from test_invariants import ALGORITHMS, make_model
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+
+
+class StageRecorder(BaseCallback):
+    """Remembers the number of steps at which it first saw latents."""
+
+    frozen_at: int | None = None
+
+    def _on_step(self) -> bool:
+        if self.frozen_at is None and self.model.replay_buffer.stage == "latents":
+            self.frozen_at = self.num_timesteps
+        return True
+
+
+def frozen_at(model, total_timesteps: int, **kwargs) -> int | None:
+    recorder = StageRecorder()
+    callbacks = kwargs.pop("callback", [])
+    model.learn(total_timesteps, callback=[*callbacks, recorder], **kwargs)
+    # The recorder sees the step after the freeze, as it comes before the callback of the algorithm
+    assert model.encoder_frozen == (model.replay_buffer.stage == "latents")
+    return recorder.frozen_at
+
+
+@pytest.mark.parametrize(
+    "freeze_after, expected",
+    [(30, 31), (0.5, 51), (1.0, None), (None, None), (500, None), (np.int64(30), 31), (0.2, 21)],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_freezes_at_the_step_asked_for(algorithm, freeze_after, expected):
+    model = make_model(algorithm, freeze_after=freeze_after)
+    assert frozen_at(model, 100) == expected
+    assert model.encoder_frozen == (expected is not None or freeze_after == 1.0)
+
+
+def test_freeze_at_zero_stores_latents_from_the_first_step():
+    model = make_model(SEERQRDQN, freeze_after=0)
+    with pytest.warns(UserWarning, match="before its first gradient step"):
+        assert frozen_at(model, 30) == 1
+    assert model.replay_buffer.size() == 30
+
+
+def test_default_freezes_after_a_fifth():
+    assert frozen_at(make_model(SEERDQN), 100) == 21
+
+
+def test_fraction_counts_the_steps_of_this_learn():
+    model = make_model(SEERQRDQN, freeze_after=None)
+    model.learn(100)
+    model.freeze_after = 0.5
+    assert frozen_at(model, 100, reset_num_timesteps=False) == 151
+
+
+def test_learning_goes_on_after_a_second_learn():
+    model = make_model(SEERSAC, freeze_after=0.5)
+    model.learn(60)
+    capacity, updates = model.replay_buffer.buffer_size, model._n_updates
+    model.learn(60, reset_num_timesteps=False)
+    assert model.num_timesteps == 120
+    assert model.replay_buffer.size() == 120
+    model.learn(60)  # resets the environment in the middle of an episode
+    assert model.num_timesteps == 60
+    assert model.replay_buffer.size() == 180
+    assert model.replay_buffer.buffer_size == capacity > 200
+    assert model._n_updates > updates
+
+
+@pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: CallbackList([callback])])
+def test_a_callback_takes_the_place_of_the_parameter(wrap):
+    model = make_model(SEERQRDQN, freeze_after=0.1)
+    assert frozen_at(model, 100, callback=[wrap(FreezeEncoderCallback(freeze_after=60))]) == 60
+
+
+def test_callbacks_of_every_kind_are_kept(tmp_path):
+    for callback in (None, lambda locals_, globals_: True, EvalCallback(LightEnv(), eval_freq=20, log_path=str(tmp_path), verbose=0)):
+        model = make_model(SEERQRDQN, freeze_after=30)
+        model.learn(40, callback=callback)
+        assert model.encoder_frozen
+    assert len(np.load(tmp_path / "evaluations.npz")["timesteps"]) == 2
+
+
+def test_callback_needs_a_seer_algorithm():
+    from stable_baselines3 import DQN
+
+    with pytest.raises(ValueError, match="SEERSAC, not DQN"):
+        DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).learn(1, callback=FreezeEncoderCallback())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_several_environments_with_stacked_frames(algorithm, vec_env_cls):
+    if vec_env_cls is SubprocVecEnv and algorithm is not SEERSAC:
+        pytest.skip("one algorithm shows it")
+    env_class = DialEnv if algorithm is SEERSAC else LightEnv
+    env = VecFrameStack(make_vec_env(env_class, n_envs=3, vec_env_cls=vec_env_cls), 3, channels_order="first")
+    model = algorithm(
+        "CnnPolicy", env, buffer_size=90, learning_starts=12, batch_size=8, train_freq=2, gradient_steps=-1, freeze_after=45,
+        policy_kwargs=dict(features_extractor_class=TinyEncoder), augmentation="random_crop",
+        augmentation_kwargs=dict(size=12), n_augmentations=2, device="cpu",
+    )  # fmt: skip
+    assert model.n_stack == 3
+    model.learn(300)
+    env.close()
+    n_networks = 2 if algorithm is SEERSAC else 1
+    # C = 90 frames of 256 bytes hold 30 rows; a transition of K = 2 latents of 8 float32 holds 64 or 128 bytes
+    assert model.replay_buffer.buffer_size == 30 * 256 // (4 * n_networks * 2 * 8)
+    assert model.replay_buffer.nbytes == 90 * 256
+    assert model.encode(model._last_obs).shape == (3, n_networks, 8)
+    assert model.encode(model._last_obs).dtype == th.float32
+    assert model._n_updates > 0
+
+
+def test_frames_stacked_by_gymnasium_are_found():
+    env = gym.wrappers.ReshapeObservation(LightEnv(), (16, 16))
+    model = SEERQRDQN(
+        "CnnPolicy", gym.wrappers.FrameStackObservation(env, 4), buffer_size=50, learning_starts=5, freeze_after=20,
+        policy_kwargs=dict(features_extractor_class=TinyEncoder), device="cpu",
+    )  # fmt: skip
+    assert model.n_stack == 4
+    model.learn(30)
+    assert model.replay_buffer.nbytes == 50 * 16 * 16
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(train_freq=(1, "episode"), gradient_steps=-1),
+        dict(action_noise=NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))),
+        dict(use_sde=True, sde_sample_freq=4, use_sde_at_warmup=True),
+        dict(ent_coef=0.1, target_update_interval=2),
+        dict(n_steps=3),
+        dict(optimize_memory_usage=True),
+        dict(augmentation=th.nn.Identity(), n_augmentations=2, latent_dtype="float16"),
+        dict(latent_dtype="uint8", max_latent_buffer_size=230),
+    ],
+)
+def test_options_of_sac(kwargs):
+    model = make_model(SEERSAC, **{"freeze_after": 40, **kwargs})
+    model.learn(100)
+    assert model.encoder_frozen
+    assert model._n_updates > 0
+    assert np.isfinite(model.policy.parameters_to_vector()).all()
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("split_extractor", [True, False])
+def test_sac_networks_with_a_latent_of_their_own(share, split_extractor):
+    model = make_model(
+        SEERSAC, TinyEncoder if split_extractor else None, size=16 if split_extractor else 48, freeze_after=None,
+    )  # fmt: skip
+    policy_kwargs = {**model.policy_kwargs, "share_features_extractor": share}
+    model = SEERSAC("CnnPolicy", model.get_env(), policy_kwargs=policy_kwargs, buffer_size=100, freeze_after=None, device="cpu")
+    own = split_extractor and not share
+    assert model.policy.latent_shape[0] == (2 if own else 1)
+    actor, critic = model.actor.features_extractor, model.critic.features_extractor
+    assert (actor is critic) != own
+    if own:
+        assert actor.trunk is critic.trunk
+        assert actor.projection is not critic.projection and actor.head is not critic.head
+
+
+def test_gradients_of_sac_go_where_they_belong():
+    """FACTS of the released code: critic -> convolutions and its own layers; actor -> its own layers only."""
+    model = make_model(SEERSAC, freeze_after=None, learning_starts=200)
+    model.learn(50)
+    model.set_logger(configure(None, []))
+    policy = model.policy
+    batch = model.replay_buffer.sample(8)
+    latents, _, _ = policy.encode_batch(batch.observations, batch.next_observations)
+
+    def trained_by(loss: th.Tensor) -> set[str]:
+        policy.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)
+        return {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+    by_critic = trained_by(sum(q.sum() for q in model.critic(latents, batch.actions)))
+    assert any(name.startswith("critic.features_extractor.projection") for name in by_critic)
+    assert any("features_extractor.trunk" in name for name in by_critic)
+    # Shared parameters go by the name that comes first, the actor's or the critic's
+    shared = {name for name in by_critic if "trunk" in name}
+    assert not any(name.startswith("actor.") for name in by_critic - shared)
+
+    actions, log_prob = model.actor.action_log_prob(latents)
+    q_values = model._min_q_value(model.critic, latents.detach(), actions)
+    by_actor = trained_by((log_prob.reshape(-1, 1) - q_values).mean())
+    own = set(map(id, policy.actor_parameters()))
+    names = {name for name, p in policy.named_parameters() if id(p) in own}
+    assert names and names <= by_actor | {n for n in names if n.endswith("bias")}
+    assert not any("trunk" in name for name in by_actor)
+    assert not any(name.startswith("critic.features_extractor.projection") for name in by_actor)
+    assert names == {name for name, _ in policy.named_parameters() if name.startswith("actor.") and "trunk" not in name}
+
+
+def test_vec_normalize_of_rewards():
+    env = VecNormalize(make_vec_env(LightEnv, n_envs=2), norm_obs=False)
+    model = SEERQRDQN(
+        "CnnPolicy", env, buffer_size=100, learning_starts=10, freeze_after=40, device="cpu",
+        policy_kwargs=dict(features_extractor_class=TinyEncoder),
+    )  # fmt: skip
+    model.learn(80)
+    rewards = model.replay_buffer.sample(50).rewards.unique()
+    assert set(rewards.tolist()) <= {0.0, 1.0}  # stored as they were
+    normalized = model.replay_buffer.sample(50, env=env).rewards.unique()
+    assert not set(normalized.tolist()) <= {0.0, 1.0}
+
+
+def test_logs_what_the_buffer_holds(tmp_path):
+    model = make_model(SEERQRDQN, freeze_after=50)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(100, log_interval=4)
+    rows = np.genfromtxt(tmp_path / "progress.csv", delimiter=",", names=True)
+    np.testing.assert_array_equal(rows["seerencoder_frozen"], [0, 1])
+    np.testing.assert_array_equal(rows["seertransitions"], [40, 80])
+    np.testing.assert_array_equal(rows["seercapacity"], [200, 200 * 256 // 32])
+    np.testing.assert_array_equal(rows["seerbytes"], [200 * 256] * 2)
+
+
+def test_the_plan_is_printed_once(capsys):
+    make_model(SEERQRDQN, freeze_after=50, verbose=1)
+    out = capsys.readouterr().out
+    assert out.count("images: 200 transitions") == 1
+    assert out.count("latents: 1,600 transitions") == 1
+
+
+def test_without_images_it_says_so_once_and_trains():
+    with pytest.warns(UserWarning, match="no encoder to freeze") as record:
+        model = SEERDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu")
+        model.learn(30)
+    assert len([w for w in record if "no encoder" in str(w.message)]) == 1
+    assert not model.encoder_frozen

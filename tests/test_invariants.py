@@ -1,0 +1,197 @@
+"""The claims of SEER, each a test. The replay buffer's own (3, 6, 7) are in ``test_replay_buffer.py``."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import NatureCNN
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer.common.callbacks import FreezeEncoderCallback
+from sb3_seer.common.type_aliases import Latents
+
+ALGORITHMS = [SEERSAC, SEERQRDQN, SEERDQN]
+
+
+def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
+    env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
+    policy_kwargs: dict[str, Any] = dict(net_arch=[16])
+    if extractor is not None:
+        policy_kwargs["features_extractor_class"] = extractor
+    defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
+    if not issubclass(algorithm, SAC):
+        defaults["target_update_interval"] = 7
+    return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
+
+
+def encoder_state(model) -> dict[str, th.Tensor]:
+    """All weights of all encoders, the targets' too."""
+    return {
+        name: value.clone()
+        for name, value in model.policy.state_dict().items()
+        if ".trunk." in name or ".projection." in name or ".cnn." in name or "extractor.linear." in name
+    }
+
+
+def assert_same(state: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> None:
+    assert state.keys() == other.keys() and state
+    for name, value in state.items():
+        assert th.equal(value, other[name]), name
+
+
+# 1. Without a freeze, SEER is the algorithm that it extends
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("algorithm, upstream", [(SEERQRDQN, QRDQN), (SEERDQN, DQN)])
+def test_without_freeze_the_weights_are_upstreams_to_the_last_bit(algorithm, upstream, n_steps):
+    def train(cls, **kwargs):
+        # Small enough to wrap around, and a target that moves slowly (tau < 1)
+        env = make_vec_env(LightEnv, n_envs=2, env_kwargs=dict(size=36), vec_env_kwargs={}, seed=3)
+        model = cls(
+            "CnnPolicy",
+            env,
+            buffer_size=60,
+            learning_starts=10,
+            batch_size=8,
+            train_freq=2,
+            gradient_steps=2,
+            target_update_interval=6,
+            tau=0.3,
+            n_steps=n_steps,
+            seed=0,
+            device="cpu",
+            policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=16)),
+            **kwargs,
+        )
+        model.learn(150)
+        return model.policy.state_dict(), np.random.rand(), th.rand(1)
+
+    ours, our_random, our_torch = train(algorithm, freeze_after=None)
+    theirs, their_random, their_torch = train(upstream)
+    assert_same(ours, theirs)
+    assert our_random == their_random and our_torch == their_torch
+
+
+def test_sac_with_mlp_policy_is_sb3s_to_the_last_bit():
+    def train(cls, **kwargs):
+        model = cls("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=20, batch_size=8, **kwargs)
+        return model.learn(60).policy.state_dict()
+
+    with pytest.warns(UserWarning, match="nothing to freeze|no encoder to freeze"):
+        ours = train(SEERSAC)
+    assert_same(ours, train(SAC))
+
+
+# 2. A frozen encoder never moves again; the heads do
+
+
+@pytest.mark.parametrize("extractor", [TinyEncoder, NatureCNN])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor):
+    size = 16 if extractor is TinyEncoder else 48
+    kwargs: dict[str, Any] = dict(tau=0.3) if algorithm is not SEERSAC else {}
+    model = make_model(algorithm, extractor, size=size, freeze_after=40, **kwargs)
+    frozen: dict[str, Any] = {}
+
+    class Remember(FreezeEncoderCallback):
+        def _on_step(self) -> bool:
+            super()._on_step()
+            if self.model.encoder_frozen and not frozen:
+                frozen.update(encoder=encoder_state(self.model), all=copy.deepcopy(self.model.policy.state_dict()))
+            return True
+
+    model.learn(150, callback=Remember(freeze_after=40))
+    assert_same(encoder_state(model), frozen["encoder"])
+    for online, target in zip(model.policy.encoder_networks, model.policy.target_networks, strict=False):
+        for name in ("trunk", "projection") if extractor is TinyEncoder else ("cnn", "linear"):
+            part = getattr(online.features_extractor, name).state_dict()
+            assert_same(part, getattr(target.features_extractor, name).state_dict())
+    moved = [name for name, value in model.policy.state_dict().items() if not th.equal(value, frozen["all"][name])]
+    assert not set(moved) & set(frozen["encoder"])
+    heads = set(frozen["all"]) - set(frozen["encoder"])
+    # All heads learn, the target networks' and the encoder's normalisation among them
+    assert heads == set(moved)
+
+
+# 4. Latents stand for images
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm):
+    def train(from_latents: bool) -> dict[str, th.Tensor]:
+        model = make_model(algorithm, freeze_after=None)
+        model.learn(80)
+        images = copy.deepcopy(model.replay_buffer)
+        model.freeze_encoder()
+        frozen = copy.deepcopy(model.policy.state_dict())
+        if not from_latents:
+            model.replay_buffer = images
+        assert isinstance(model.replay_buffer.sample(4).observations, Latents) == from_latents
+        np.random.seed(1)
+        th.manual_seed(1)
+        model.train(gradient_steps=20, batch_size=16)
+        weights = model.policy.state_dict()
+        assert any(not th.equal(weights[name], value) for name, value in frozen.items())
+        return weights
+
+    from_images = train(from_latents=False)
+    for name, value in train(from_latents=True).items():
+        th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
+
+
+# 5. After the freeze, a gradient step calls no encoder and a step of the environments one
+
+
+@pytest.mark.parametrize("augmentation", [None, "random_shift"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_encoder_calls_after_the_freeze(algorithm, augmentation):
+    n_augmentations = 1 if augmentation is None else 2
+    model = make_model(algorithm, freeze_after=40, augmentation=augmentation, n_augmentations=n_augmentations)
+    model.learn(50)
+    calls = []
+    for module in {network.features_extractor.trunk for network in [*model.policy.encoder_networks, *model.policy.target_networks]}:
+        module.register_forward_hook(lambda *_: calls.append(len(_[1][0])))
+    model.train(gradient_steps=5, batch_size=8)
+    assert calls == []
+    # 25 steps with the ends of two episodes; learn() goes on where it was
+    model.learn(25, reset_num_timesteps=False)
+    assert len(calls) == 25
+
+
+# 10. predict takes images, before and after
+
+
+@pytest.mark.parametrize("augmentation", [None, "random_crop"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_predict_takes_images_before_and_after(algorithm, augmentation):
+    kwargs = {} if augmentation is None else dict(augmentation=augmentation, augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model = make_model(algorithm, freeze_after=None, **kwargs)
+    model.learn(30)
+    observations = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8)
+    before, _ = model.predict(observations, deterministic=True)
+    single, _ = model.predict(observations[0], deterministic=True)
+    model.freeze_encoder()
+    after, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(before, after, rtol=1e-5)
+    np.testing.assert_allclose(single, after[0], rtol=1e-5)
+    assert after.shape == (5, *model.action_space.shape)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_known_latents_are_used_for_the_same_observations_only(algorithm):
+    model = make_model(algorithm, freeze_after=0.2)
+    model.learn(60)
+    encoded, latents = model.policy._encoded
+    np.testing.assert_array_equal(encoded, model._last_obs)
+    th.testing.assert_close(latents.values, model.encode(model._last_obs), rtol=1e-5, atol=1e-6)
+    known, _ = model.policy.obs_to_tensor(model._last_obs)
+    assert known is latents
+    other, _ = model.policy.obs_to_tensor(model._last_obs + 1)
+    assert isinstance(other, th.Tensor)

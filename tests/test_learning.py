@@ -1,0 +1,78 @@
+"""
+Learning is the final test: agents learn from pixels through the freeze, and go on learning after it.
+
+An episode is worth 2.5 (LightEnv) or 0 (DialEnv) to an agent that does not look, and 10 to one that does.
+"""
+
+from typing import Any
+
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+
+# The last step at which a freeze finds half-trained heads, and where the run ends
+FREEZE_AFTER, TOTAL_TIMESTEPS = 700, 2000
+
+
+class EvaluateAtFreeze(BaseCallback):
+    """Evaluates once, just before the freeze."""
+
+    mean_return: float | None = None
+
+    def __init__(self, env: Any) -> None:
+        super().__init__()
+        self.eval_env = env
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == FREEZE_AFTER:
+            assert not self.model.encoder_frozen
+            self.mean_return = mean_return(self.model, self.eval_env)
+        return True
+
+
+def mean_return(model, env) -> float:
+    return evaluate_policy(model, env, n_eval_episodes=20)[0]
+
+
+@pytest.mark.parametrize("latent_dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERQRDQN, SEERDQN])
+def test_learns_through_the_freeze(algorithm, latent_dtype):
+    env_class = DialEnv if algorithm is SEERSAC else LightEnv
+    env = Monitor(env_class())
+    env.reset(seed=1)
+    kwargs: dict[str, Any] = dict(learning_rate=1e-3, batch_size=32, gamma=0.5, learning_starts=100)
+    if algorithm is SEERSAC:
+        kwargs.update(ent_coef="auto_0.1")
+    else:
+        kwargs.update(train_freq=1, target_update_interval=100, exploration_fraction=0.2)
+    policy_kwargs: dict[str, Any] = dict(features_extractor_class=TinyEncoder, net_arch=[64])
+    if algorithm is SEERQRDQN:
+        policy_kwargs["n_quantiles"] = 20
+    model = algorithm(
+        "CnnPolicy",
+        env_class(),
+        buffer_size=1000,
+        freeze_after=FREEZE_AFTER,
+        augmentation="random_shift",
+        augmentation_kwargs=dict(pad=1),
+        n_augmentations=2,
+        latent_dtype=latent_dtype,
+        policy_kwargs=policy_kwargs,
+        seed=0,
+        device="cpu",
+        **kwargs,
+    )
+    evaluation = EvaluateAtFreeze(env)
+    model.learn(TOTAL_TIMESTEPS, callback=evaluation)
+    final = mean_return(model, env)
+    print(algorithm.__name__, latent_dtype, evaluation.mean_return, final)
+    assert model.encoder_frozen
+    # More than the buffer held before the freeze, in the same bytes
+    assert model.replay_buffer.size() == TOTAL_TIMESTEPS
+    assert evaluation.mean_return > 6
+    assert final > 8.5
+    assert final > evaluation.mean_return - 0.5

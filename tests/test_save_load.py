@@ -1,0 +1,158 @@
+"""Saving and loading before, at and after the freeze."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DQN
+from stable_baselines3.common.logger import configure
+from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
+from tiny_envs import DialEnv, LightEnv
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+
+
+def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:
+    """:return: weights after some more gradient steps with known random numbers"""
+    np.random.seed(1)
+    th.manual_seed(1)
+    model.set_logger(configure(None, []))
+    model.train(gradient_steps=gradient_steps, batch_size=16)
+    return copy.deepcopy(model.policy.state_dict())
+
+
+@pytest.mark.parametrize("total_timesteps", [30, 40, 60])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resumes_exactly_before_at_and_after_the_freeze(algorithm, total_timesteps, tmp_path):
+    kwargs = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model = make_model(algorithm, freeze_after=40, **kwargs)
+    model.learn(total_timesteps)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+
+    loaded = algorithm.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    assert loaded.encoder_frozen == model.encoder_frozen == (total_timesteps >= 40)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert_same(model.policy.state_dict(), loaded.policy.state_dict())
+    assert loaded.replay_buffer.stage == model.replay_buffer.stage
+    assert loaded.replay_buffer.size() == model.replay_buffer.size() == total_timesteps
+    observation = model._last_obs
+    expected, _ = model.predict(observation, deterministic=True)
+    np.testing.assert_allclose(loaded.predict(observation, deterministic=True)[0], expected, rtol=1e-5)
+
+    encoder = encoder_state(model)
+    assert_same(train_on(model), train_on(loaded))
+    if model.encoder_frozen:
+        assert_same(encoder, encoder_state(loaded))
+    # and on through the freeze, if that is still to come
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.encoder_frozen
+    assert loaded.replay_buffer.size() == total_timesteps + 30
+
+
+def test_a_model_loaded_to_predict_allocates_no_buffer(tmp_path):
+    import tracemalloc
+
+    model = make_model(SEERQRDQN, freeze_after=20)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    tracemalloc.start()
+    loaded = SEERQRDQN.load(tmp_path / "model", device="cpu", buffer_size=50_000_000)
+    loaded.predict(model._last_obs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert loaded.replay_buffer.nbytes == 50_000_000 * 256
+    assert peak < 20e6
+
+
+def test_a_frozen_model_loads_without_its_buffer_and_goes_on(tmp_path):
+    model = make_model(SEERSAC, freeze_after=30)
+    model.learn(50)
+    model.save(tmp_path / "model")
+    encoder = encoder_state(model)
+    loaded = SEERSAC.load(tmp_path / "model", env=DialEnv(), device="cpu")
+    loaded.learn(40)
+    assert loaded.replay_buffer.stage == "latents"
+    assert_same(encoder, encoder_state(loaded))
+    loaded.save(tmp_path / "again")
+    loaded.save_replay_buffer(tmp_path / "buffer")
+    again = SEERSAC.load(tmp_path / "again", env=DialEnv(), device="cpu")
+    again.load_replay_buffer(tmp_path / "buffer")
+    assert again.replay_buffer.size() == 40
+
+
+def test_images_become_latents_in_a_frozen_model(tmp_path):
+    model = make_model(SEERQRDQN, freeze_after=None)
+    model.learn(50)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.freeze_encoder()
+    model.save(tmp_path / "model")
+    loaded = SEERQRDQN.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.stage == "latents"
+    assert_same(train_on(model), train_on(loaded))
+
+
+def test_latents_of_another_encoder_are_refused(tmp_path):
+    model, other = make_model(SEERQRDQN, freeze_after=30), make_model(SEERQRDQN, freeze_after=30, seed=1)
+    model.learn(40)
+    other.learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    saved = (tmp_path / "buffer.pkl").read_bytes()
+    kept = other.replay_buffer
+    names = f"{model.policy.encoder_fingerprint()}.*{other.policy.encoder_fingerprint()}"
+    with pytest.raises(ValueError, match=names):
+        other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer is kept
+    assert (tmp_path / "buffer.pkl").read_bytes() == saved
+
+
+def test_latents_are_refused_while_the_encoder_learns(tmp_path):
+    model = make_model(SEERQRDQN, freeze_after=30)
+    model.learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    learning = make_model(SEERQRDQN, freeze_after=30)
+    with pytest.raises(ValueError, match="not frozen"):
+        learning.load_replay_buffer(tmp_path / "buffer")
+    assert learning.replay_buffer.stage == "images"
+
+
+def test_buffers_of_another_kind_or_shape_are_refused(tmp_path):
+    DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).save_replay_buffer(tmp_path / "sb3")
+    make_model(SEERQRDQN, size=20).save_replay_buffer(tmp_path / "larger")
+    model = make_model(SEERQRDQN)
+    with pytest.raises(ValueError, match="ReplayBuffer, not a LatentReplayBuffer"):
+        model.load_replay_buffer(tmp_path / "sb3")
+    with pytest.raises(ValueError, match="observation_space"):
+        model.load_replay_buffer(tmp_path / "larger")
+
+
+def test_another_encoders_weights_are_refused_while_there_are_latents():
+    model, other = make_model(SEERQRDQN, freeze_after=30), make_model(SEERQRDQN, freeze_after=30, seed=1)
+    model.learn(40)
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(ValueError, match="latents of encoder"):
+        model.set_parameters(other.get_parameters())
+    assert_same(model.policy.state_dict(), before)
+    model.set_parameters(copy.deepcopy(model.get_parameters()))
+
+
+def test_upstream_weights_load_into_seer(tmp_path):
+    """A project that changes its import keeps its trained agents: the names of the weights are the same."""
+    upstream = DQN("CnnPolicy", LightEnv(size=48), buffer_size=50, learning_starts=10)
+    upstream.learn(30)
+    upstream.save(tmp_path / "dqn")
+    model = SEERDQN("CnnPolicy", LightEnv(size=48), buffer_size=50, device="cpu")
+    model.set_parameters(tmp_path / "dqn")
+    assert_same(model.policy.state_dict(), upstream.policy.state_dict())
+
+
+def test_policies_save_and_load(tmp_path):
+    model = make_model(SEERSAC, augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model.policy.save(tmp_path / "policy")
+    policy = type(model.policy).load(tmp_path / "policy", device="cpu")
+    observation = np.random.default_rng(0).integers(0, 256, (1, 16, 16), dtype=np.uint8)
+    np.testing.assert_array_equal(
+        policy.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
