@@ -44,7 +44,7 @@ def test_parameters(algorithm, kwargs, message):
 def test_parameters_are_checked_when_a_model_is_loaded(tmp_path):
     make_model(SEERDQN).save(tmp_path / "model")
     before = (tmp_path / "model.zip").read_bytes()
-    with pytest.raises(ValueError, match="freeze_after must be .* not -5"):
+    with pytest.raises(ValueError, match=r"freeze_after must be .* not -5"):
         SEERDQN.load(tmp_path / "model", freeze_after=-5)
     assert (tmp_path / "model.zip").read_bytes() == before
 

@@ -85,7 +85,11 @@ def test_a_callback_takes_the_place_of_the_parameter(wrap):
 
 
 def test_callbacks_of_every_kind_are_kept(tmp_path):
-    for callback in (None, lambda locals_, globals_: True, EvalCallback(LightEnv(), eval_freq=20, log_path=str(tmp_path), verbose=0)):
+    for callback in (
+        None,
+        lambda locals_, globals_: True,
+        EvalCallback(LightEnv(), eval_freq=20, log_path=str(tmp_path), verbose=0),
+    ):
         model = make_model(SEERQRDQN, freeze_after=30)
         model.learn(40, callback=callback)
         assert model.encoder_frozen
@@ -162,7 +166,9 @@ def test_sac_networks_with_a_latent_of_their_own(share, split_extractor):
         SEERSAC, TinyEncoder if split_extractor else None, size=16 if split_extractor else 48, freeze_after=None,
     )  # fmt: skip
     policy_kwargs = {**model.policy_kwargs, "share_features_extractor": share}
-    model = SEERSAC("CnnPolicy", model.get_env(), policy_kwargs=policy_kwargs, buffer_size=100, freeze_after=None, device="cpu")
+    model = SEERSAC(
+        "CnnPolicy", model.get_env(), policy_kwargs=policy_kwargs, buffer_size=100, freeze_after=None, device="cpu"
+    )
     own = split_extractor and not share
     assert model.policy.latent_shape[0] == (2 if own else 1)
     actor, critic = model.actor.features_extractor, model.critic.features_extractor

@@ -156,7 +156,9 @@ def test_encoder_calls_after_the_freeze(algorithm, augmentation):
     model = make_model(algorithm, freeze_after=40, augmentation=augmentation, n_augmentations=n_augmentations)
     model.learn(50)
     calls = []
-    for module in {network.features_extractor.trunk for network in [*model.policy.encoder_networks, *model.policy.target_networks]}:
+    for module in {
+        network.features_extractor.trunk for network in [*model.policy.encoder_networks, *model.policy.target_networks]
+    }:
         module.register_forward_hook(lambda *_: calls.append(len(_[1][0])))
     model.train(gradient_steps=5, batch_size=8)
     assert calls == []
@@ -171,7 +173,9 @@ def test_encoder_calls_after_the_freeze(algorithm, augmentation):
 @pytest.mark.parametrize("augmentation", [None, "random_crop"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_predict_takes_images_before_and_after(algorithm, augmentation):
-    kwargs = {} if augmentation is None else dict(augmentation=augmentation, augmentation_kwargs=dict(size=12), n_augmentations=2)
+    kwargs = (
+        {} if augmentation is None else dict(augmentation=augmentation, augmentation_kwargs=dict(size=12), n_augmentations=2)
+    )
     model = make_model(algorithm, freeze_after=None, **kwargs)
     model.learn(30)
     observations = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8)

@@ -113,7 +113,7 @@ def test_latents_are_refused_while_the_encoder_learns(tmp_path):
     model.learn(40)
     model.save_replay_buffer(tmp_path / "buffer")
     learning = make_model(SEERQRDQN, freeze_after=30)
-    with pytest.raises(ValueError, match="not frozen"):
+    with pytest.raises(ValueError, match="of this model is not frozen"):
         learning.load_replay_buffer(tmp_path / "buffer")
     assert learning.replay_buffer.stage == "images"
 

@@ -5,9 +5,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from torch import nn
 
 from sb3_seer import SplitExtractor
-from torch import nn
 
 
 class LightEnv(gym.Env):

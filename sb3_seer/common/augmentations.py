@@ -1,5 +1,6 @@
 """Image augmentations: modules that map a batch of images to a batch of images, of any dtype."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -28,7 +29,7 @@ class CenterCrop(nn.Module):
     :param size: (height, width) of the output, in pixels
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
         self.size = size
 

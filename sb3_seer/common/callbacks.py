@@ -37,11 +37,14 @@ class FreezeEncoderCallback(BaseCallback):
     :raises ValueError: if ``freeze_after`` is neither
     """
 
+    model: Any  # a SEER algorithm
+
     def __init__(self, freeze_after: int | float = 0.2, verbose: int = 0) -> None:
         super().__init__(verbose)
-        if freeze_after is None:
-            raise ValueError("freeze_after must be an int or a float for FreezeEncoderCallback, not None")
-        self.freeze_after = check_freeze_after(freeze_after)
+        checked = check_freeze_after(freeze_after)
+        if checked is None:
+            raise ValueError("freeze_after must be an integer or a float for a FreezeEncoderCallback, not None")
+        self.freeze_after = checked
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "freeze_encoder"):
@@ -60,7 +63,7 @@ class FreezeEncoderCallback(BaseCallback):
         return True
 
     def _freeze_if_due(self) -> None:
-        if self.num_timesteps >= self.freeze_step and not self.model.encoder_frozen:  # type: ignore[attr-defined]
-            self.model.freeze_encoder()  # type: ignore[operator]
+        if self.num_timesteps >= self.freeze_step and not self.model.encoder_frozen:
+            self.model.freeze_encoder()
             if self.verbose >= 1:
                 print(f"Encoder frozen after {self.num_timesteps} steps")

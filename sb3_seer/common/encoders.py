@@ -13,8 +13,8 @@ class SplitExtractor(BaseFeaturesExtractor):
     """
     A features extractor in three parts, so that an agent can freeze the first two and keep learning the third::
 
-        image -> trunk -> projection -> latents | head -> features
-                 `------ encoder, frozen -----´   `- goes on learning
+        image -> trunk -> projection -> latents -> head -> features
+                 (the encoder: frozen)             (goes on learning)
 
     * ``trunk``: the convolutions; networks that each have a projection of their own share it,
     * ``projection``: what the encoder has on top of them (``nn.Identity()`` for nothing),

@@ -26,8 +26,9 @@ class LatentNetwork(BaseModel):
     Q-network pass. That is why SB3's ``train()`` runs on latents as it is.
     """
 
-    latent_index = 0  # which of the N latents is this network's
+    observation_space: spaces.Box
     features_extractor: BaseFeaturesExtractor
+    latent_index = 0  # which of the N latents is this network's
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
@@ -72,7 +73,7 @@ class SEERPolicy(BasePolicy):
         else:
             corner = CenterCrop(image_size)
             low, high = (corner(th.as_tensor(bound)).numpy() for bound in (observation_space.low, observation_space.high))
-            self.image_space = spaces.Box(low, high, dtype=observation_space.dtype.type)  # type: ignore[union-attr]
+            self.image_space = spaces.Box(low, high, dtype=observation_space.dtype.type)
         super().__init__(observation_space, *args, **kwargs)
 
     # What a policy has to say of its networks
@@ -115,6 +116,15 @@ class SEERPolicy(BasePolicy):
         with th.no_grad():
             return self._encode(images, self.encoder_networks).values
 
+    def encode_observations(self, observations: np.ndarray) -> th.Tensor:
+        """
+        :param observations: one observation of the environment, or a batch; larger images are cropped to their middle
+        :return: float32 latents, shape ``(batch_size, N, L)``
+        """
+        images, _ = super().obs_to_tensor(observations)
+        assert isinstance(images, th.Tensor)
+        return self.encode(CenterCrop(self.image_shape[1:])(images))
+
     def _encode(self, images: th.Tensor, networks: list[LatentNetwork], detach_after_first: bool = False) -> Latents:
         """
         :param images: shape ``(batch_size, *image_shape)``
@@ -122,9 +132,11 @@ class SEERPolicy(BasePolicy):
         :param detach_after_first: whether only the first network's loss trains a trunk that others share
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
+        # The layout that convolutions like best, while an image is a quarter of what it is as floats
+        images = images.contiguous(memory_format=th.channels_last)
         images = preprocess_obs(images, self.image_space, normalize_images=self.normalize_images)  # type: ignore[assignment]
         outputs: dict[nn.Module, th.Tensor] = {}
-        latents = []
+        latents: list[th.Tensor] = []
         for network in networks:
             extractor = split(network.features_extractor)
             if extractor.trunk not in outputs:

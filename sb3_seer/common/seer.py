@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 from torch import nn
 
-from sb3_seer.common.augmentations import CenterCrop, make_augmentation
+from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
@@ -51,8 +51,8 @@ class SEERMixin(OffPolicyAlgorithm):
         it replaces; for a ``VecNormalize`` that normalises images
     """
 
-    policy: SEERPolicy  # type: ignore[assignment]
-    replay_buffer: LatentReplayBuffer | None  # type: ignore[assignment]
+    policy: Any  # a SEERPolicy if there is an encoder to freeze
+    replay_buffer: LatentReplayBuffer | None
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class SEERMixin(OffPolicyAlgorithm):
         self.freeze_after = check_freeze_after(self.freeze_after)
         if not issubclass(self.policy_class, SEERPolicy):
             warnings.warn(
-                f"{type(self).__name__} has no encoder to freeze with {self.policy_class.__name__}: it trains as the SB3 class "
-                "does. Use CnnPolicy with images to store latents.",
+                f"{type(self).__name__} has no encoder to freeze with {self.policy_class.__name__}: "
+                "it trains as the SB3 class does. Use CnnPolicy with images to store latents.",
                 stacklevel=2,
             )
             super()._setup_model()
@@ -97,7 +97,7 @@ class SEERMixin(OffPolicyAlgorithm):
             self.n_stack = _find_n_stack(self.env)
         augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
         image_size = self._augmented_size(augmentation)
-        if image_size != self.observation_space.shape[-2:]:  # type: ignore[index]
+        if image_size != tuple(self.observation_space.shape[-2:]):  # type: ignore[index]
             self.policy_kwargs = {**self.policy_kwargs, "image_size": image_size}
         # Always so: an observation is stored once
         self.optimize_memory_usage = False
@@ -160,7 +160,9 @@ class SEERMixin(OffPolicyAlgorithm):
             return
         replay_buffer.check_capacity()
         if self._n_updates == 0:
-            warnings.warn("The encoder is frozen before its first gradient step: freeze_after <= learning_starts?", stacklevel=2)
+            warnings.warn(
+                "The encoder is frozen before its first gradient step: freeze_after <= learning_starts?", stacklevel=2
+            )
         self._freeze()
 
     def _freeze(self) -> None:
@@ -190,8 +192,7 @@ class SEERMixin(OffPolicyAlgorithm):
         :raises ValueError: if the policy has no encoder
         """
         self._latent_buffer()
-        images, _ = super(SEERPolicy, self.policy).obs_to_tensor(observations)
-        return self.policy.encode(CenterCrop(self.policy.image_shape[1:])(images))
+        return self.policy.encode_observations(observations)
 
     def _store_transition(
         self,
@@ -237,12 +238,15 @@ class SEERMixin(OffPolicyAlgorithm):
         if not self.encoder_frozen or self.replay_buffer is None or self.replay_buffer.size() == 0:
             super().set_parameters(load_path_or_dict, exact_match, device)
             return
-        encoder, parameters = self.policy.encoder_fingerprint(), deepcopy(self.get_parameters())
+        encoder = self.policy.encoder_fingerprint()
+        parameters: Any = deepcopy(self.get_parameters())
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.policy.encoder_fingerprint() != encoder:
             loaded = self.policy.encoder_fingerprint()
             super().set_parameters(parameters)
-            raise ValueError(f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}")
+            raise ValueError(
+                f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}"
+            )
 
     def dump_logs(self) -> None:
         """Write log data, with what the replay buffer holds under ``seer/``."""
@@ -253,9 +257,7 @@ class SEERMixin(OffPolicyAlgorithm):
             self.logger.record("seer/bytes", self.replay_buffer.nbytes)
         super().dump_logs()
 
-    def load_replay_buffer(
-        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-    ) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer. One that holds images becomes one of latents if the encoder is frozen.
 
@@ -276,15 +278,11 @@ class SEERMixin(OffPolicyAlgorithm):
                 raise ValueError(f"The replay buffer in {path} has {name}={theirs}, this model has {ours}")
         if replay_buffer.stage == "latents":
             encoder = self.policy.encoder_fingerprint()
-            if not self.encoder_frozen:
+            if not self.encoder_frozen or replay_buffer.encoder_fingerprint != encoder:
                 raise ValueError(
-                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, but the encoder "
-                    "of this model is not frozen: load the model that was saved with the buffer"
-                )
-            if replay_buffer.encoder_fingerprint != encoder:
-                raise ValueError(
-                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, but the encoder "
-                    f"of this model is {encoder}: load the model that was saved with the buffer"
+                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, "
+                    f"but the encoder of this model is {encoder if self.encoder_frozen else 'not frozen'}: "
+                    "load the model that was saved with the buffer"
                 )
         replay_buffer.device = self.device
         replay_buffer.set_encoder(self.policy)

@@ -112,6 +112,7 @@ class SEERSAC(SEERMixin, SAC):
         if self.ent_coef_optimizer is None or self.log_ent_coef is None:
             ent_coef = self.ent_coef_tensor
         else:
+            assert isinstance(self.target_entropy, float)
             ent_coef = th.exp(self.log_ent_coef.detach())
             ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
             self.ent_coef_optimizer.zero_grad()
@@ -124,7 +125,7 @@ class SEERSAC(SEERMixin, SAC):
     @staticmethod
     def _min_q_value(critic: ContinuousCritic, latents: Latents, actions: th.Tensor) -> th.Tensor:
         """:return: the smallest of the critics' values of the actions, shape ``(batch_size, 1)``"""
-        return th.cat(critic(latents, actions), dim=1).min(dim=1, keepdim=True).values  # type: ignore[arg-type]
+        return th.cat(critic(latents, actions), dim=1).min(dim=1, keepdim=True).values
 
     def learn(
         self: SelfSEERSAC,
