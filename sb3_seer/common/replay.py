@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
+from tqdm import tqdm
 
 from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.storage import LATENT_DTYPES, ImageStore, LatentCodec, LatentStore, MemoryPlan
@@ -20,11 +21,6 @@ try:
     import psutil
 except ImportError:
     psutil = None  # type: ignore[assignment]
-
-try:
-    from tqdm import tqdm
-except ImportError:
-    tqdm = None
 
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
 MAX_ENCODER_INPUTS = 64
@@ -114,7 +110,8 @@ class LatentReplayBuffer(ReplayBuffer):
         self._encoder: LatentEncoder | None = None
         self._latent_shape: tuple[int, int] | None = None
         self._store: ImageStore | LatentStore | None = None
-        self._frame_bytes = int(np.prod(observation_space.shape)) * observation_space.dtype.itemsize // n_stack
+        self._image_dtype = np.dtype(observation_space.dtype)
+        self._frame_bytes = int(np.prod(observation_space.shape)) * self._image_dtype.itemsize // n_stack
         self.nbytes = self._image_rows * n_envs * self._frame_bytes
         self._warn_if_too_large()
 
@@ -196,8 +193,8 @@ class LatentReplayBuffer(ReplayBuffer):
 
     def add(
         self,
-        obs: np.ndarray,  # type: ignore[override]
-        next_obs: np.ndarray,  # type: ignore[override]
+        obs: np.ndarray,
+        next_obs: np.ndarray,
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -218,7 +215,7 @@ class LatentReplayBuffer(ReplayBuffer):
         done = np.asarray(done).reshape(self.n_envs).astype(bool)
         # What is expected to come next: after an episode's end, the first observation of another
         pending = next_obs.copy()
-        resets = [e for e in np.flatnonzero(done) if infos[e].get("reset_observation") is not None]
+        resets = [int(e) for e in done.nonzero()[0] if infos[e].get("reset_observation") is not None]
         for e in resets:
             pending[e] = self._to_bytes(infos[e]["reset_observation"], n_envs=1)[0]
         store = self._allocate()
@@ -276,7 +273,7 @@ class LatentReplayBuffer(ReplayBuffer):
 
         :return: stored latents of ``obs``, ``next_obs`` and ``pending``, each of shape ``(n_envs, K, N, L)``
         """
-        unexpected = np.flatnonzero(~continues)
+        unexpected = (~continues).nonzero()[0]
         images = np.concatenate((next_obs, pending[resets], obs[unexpected]))
         inputs = self._network_inputs(images)
         n_inputs = len(inputs)  # len(images) * K
@@ -346,17 +343,15 @@ class LatentReplayBuffer(ReplayBuffer):
         latents = self._latent_store(images.arena, rows)
         gap = rows - self.n_valid
         chunk = max(MAX_ENCODER_INPUTS // (self.n_augmentations * self.n_envs), 1)
-        bar = tqdm(total=self.n_valid * self.n_envs, desc="images to latents", delay=2) if tqdm is not None else None
+        bar = tqdm(total=self.n_valid * self.n_envs, desc="images to latents", delay=2)
         for first, stacks, keys, successors in images.drain(self.n_valid, chunk):
             encoded = self._encode(stacks.reshape(-1, *stacks.shape[2:]))
             # This chunk was copied, and a record is no larger than a frame: no image still to come is overwritten
             latents.records[first : first + len(stacks)] = encoded.reshape(len(stacks), self.n_envs, *latents.shape)
             for (row, env), successor in zip(keys, self._encode(successors), strict=True):
                 latents.successor[row + gap if row >= self.pos else row, env] = successor
-            if bar is not None:
-                bar.update(encoded.shape[0])
-        if bar is not None:
-            bar.close()
+            bar.update(len(encoded))
+        bar.close()
         latents.move_to_end(self.pos, self.n_valid)
         latents.linked, latents.open = self._moved(images.linked, rows), images.open
         assert images.pending is not None
@@ -462,13 +457,13 @@ class LatentReplayBuffer(ReplayBuffer):
 
     def _to_bytes(self, images: np.ndarray, n_envs: int | None = None) -> np.ndarray:
         """:return: bytes of the images of every env, shape [n_envs, n_stack, frame_bytes]; a copy only where needed"""
-        array = np.ascontiguousarray(images, dtype=self.observation_space.dtype)
+        array = np.ascontiguousarray(images, dtype=self._image_dtype)
         array = array.reshape(n_envs or self.n_envs, *self.obs_shape)
         return array.view(np.uint8).reshape(len(array), self.n_stack, self._frame_bytes)
 
     def _to_images(self, frames: np.ndarray) -> th.Tensor:
         """:return: the images that these bytes, shape [batch_size, n_stack, frame_bytes], are, on the device"""
-        images = frames.view(self.observation_space.dtype).reshape(len(frames), *self.obs_shape)
+        images = frames.view(self._image_dtype).reshape(len(frames), *self.obs_shape)
         return self.to_torch(images, copy=False)
 
     def _network_inputs(self, frames: np.ndarray, n_copies: int | None = None) -> th.Tensor:
@@ -481,9 +476,7 @@ class LatentReplayBuffer(ReplayBuffer):
 
     def _center_crop(self, images: th.Tensor) -> th.Tensor:
         """:return: what the encoder sees of images that are not augmented"""
-        _, height, width = self._encoder_or_raise().image_shape
-        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-        return images[..., top : top + height, left : left + width]
+        return CenterCrop(self._encoder_or_raise().image_shape[1:])(images)
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         """:return: stored latents of stacks of frames, shape [batch_size, K, N, L], a few encoder inputs at a time"""
@@ -501,7 +494,7 @@ class LatentReplayBuffer(ReplayBuffer):
         return stored
 
     def _set_acting(self, pending: np.ndarray, latents: th.Tensor) -> None:
-        observations = pending.view(self.observation_space.dtype).reshape(self.n_envs, *self.obs_shape)
+        observations = pending.view(self._image_dtype).reshape(self.n_envs, *self.obs_shape)
         self.acting = observations.copy(), latents
 
     def _latent_store(self, arena: np.ndarray, rows: int) -> LatentStore:
@@ -527,13 +520,12 @@ class LatentReplayBuffer(ReplayBuffer):
         return self._encoder
 
     def _warn_if_too_large(self) -> None:
-        if psutil is None:
-            return
         number_bytes = np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
         total = self.nbytes + self._image_rows * self.n_envs * (self.action_dim * number_bytes + 3 * 4)
-        available = psutil.virtual_memory().available
+        available = psutil.virtual_memory().available if psutil is not None else total
         if total > available:
             warnings.warn(
                 "This system does not have apparently enough memory to store the complete "
-                f"replay buffer {total / 1e9:.2f}GB > {available / 1e9:.2f}GB"
+                f"replay buffer {total / 1e9:.2f}GB > {available / 1e9:.2f}GB",
+                stacklevel=3,
             )

@@ -107,7 +107,9 @@ class LatentCodec:
         :return: float32 latents of the same shape
         """
         latents = stored.astype(np.float32, copy=False)
-        return latents * self.scale + self.offset if self.dtype == "uint8" else latents
+        if self.scale is None or self.offset is None:
+            return latents
+        return latents * self.scale + self.offset
 
 
 def same_bytes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -164,8 +166,8 @@ class TransitionStore:
         """
         newest = (row - 1) % self.rows
         self.linked[newest] = self.open & continues
-        for env in np.flatnonzero(self.open & ~continues):
-            self.successor[newest, int(env)] = self._pending_successor(env)
+        for env in (self.open & ~continues).nonzero()[0]:
+            self.successor[newest, int(env)] = self._pending_successor(int(env))
 
     def evict(self, row: int) -> None:
         """
@@ -194,8 +196,10 @@ class ImageStore(TransitionStore):
     def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
         super().__init__(arena, rows, n_envs)
         self.n_stack = n_stack
-        # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames)
+        # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames),
+        # those that were overwritten since included
         self.age = np.zeros((rows, n_envs), dtype=np.int16)
+        self.oldest = 0
         self.history: dict[tuple[int, int], np.ndarray] = {}
         # shifted[e]: `pending` is the newest row's stack, moved on by one frame
         self.shifted = np.zeros(n_envs, dtype=bool)
@@ -209,20 +213,16 @@ class ImageStore(TransitionStore):
     def clear(self) -> None:
         super().clear()
         self.history.clear()
+        self.oldest = 0
 
     def evict(self, row: int) -> None:
         super().evict(row)
-        n_younger = min(self.n_stack, self.rows) - 1
-        if n_younger == 0:
-            for env in range(self.n_envs):
-                self.history.pop((row, env), None)
-            return
+        after = self.oldest = (row + 1) % self.rows
         frames = self.frames
-        after = (row + 1) % self.rows
         for env in range(self.n_envs):
-            # The oldest row has no row before it, so it always has a history
-            history = self.history.pop((row, env))  # [<= n_stack - 1, frame_bytes]
-            if self.age[after, env] == 0:
+            # The oldest row has no row before it, so it always has a history (of nothing if stacks are of one frame)
+            history = self.history.pop((row, env), None)  # [<= n_stack - 1, frame_bytes]
+            if history is None or after == row or self.age[after, env] == 0:
                 continue
             # The row after needs this frame: it gets a history of its own, one frame further on
             frame = frames[row, env]
@@ -231,10 +231,6 @@ class ImageStore(TransitionStore):
             else:
                 older = history[max(len(history) - (self.n_stack - 2), 0) :]
                 self.history[after, env] = np.concatenate((older, frame[None]))
-        # The rows that reached back to this one now reach one row less far
-        younger = np.arange(1, n_younger + 1)
-        ages = self.age[(row + younger) % self.rows]  # [n_younger, n_envs]
-        self.age[(row + younger) % self.rows] = ages - (ages == younger[:, None])
 
     def add(
         self, row: int, follows: np.ndarray, obs: np.ndarray, next_obs: np.ndarray, pending: np.ndarray, done: np.ndarray
@@ -252,10 +248,10 @@ class ImageStore(TransitionStore):
         if self.n_stack > 1:
             follows = follows & self.shifted
             self.age[row] = np.where(follows, np.minimum(self.age[row - 1] + 1, self.n_stack - 1), 0)
-            for env in np.flatnonzero(~follows):
+            for env in (~follows).nonzero()[0]:
                 self.history[row, int(env)] = self._history_of(obs[env])
         shifted = same_bytes(next_obs[:, :-1], obs[:, 1:])
-        for env in np.flatnonzero(done):
+        for env in done.nonzero()[0]:
             self.successor[row, int(env)] = next_obs[env, -1 if shifted[env] else 0 :].copy()
         self.pending = pending
         self.open = ~done
@@ -281,7 +277,7 @@ class ImageStore(TransitionStore):
         """
         linked = self.linked[rows, envs]
         stacks = self.observations((rows + linked) % self.rows, envs)
-        for i in np.flatnonzero(~linked):
+        for i in (~linked).nonzero()[0]:
             self._to_successor(stacks[i], int(rows[i]), int(envs[i]))
         return stacks
 
@@ -317,8 +313,10 @@ class ImageStore(TransitionStore):
 
     def _fill_history(self, stacks: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
         """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_bytes]."""
-        missing = self.n_stack - 1 - self.age[rows, envs] if self.n_stack > 1 else np.zeros(len(rows), dtype=int)
-        for i in np.flatnonzero(missing):
+        if self.n_stack == 1:
+            return
+        missing = self.n_stack - 1 - np.minimum(self.age[rows, envs], (rows - self.oldest) % self.rows)  # [batch_size]
+        for i in missing.nonzero()[0]:
             n_missing = int(missing[i])
             first_row = (int(rows[i]) - (self.n_stack - 1 - n_missing)) % self.rows
             history = self.history[first_row, int(envs[i])]
@@ -385,7 +383,7 @@ class LatentStore(TransitionStore):
         """
         self.records[row] = latents
         self.linked[row] = False
-        for env in np.flatnonzero(done):
+        for env in done.nonzero()[0]:
             self.successor[row, int(env)] = next_latents[env].copy()
         self.pending, self.pending_latents = pending, pending_latents
         self.open = ~done
@@ -410,7 +408,7 @@ class LatentStore(TransitionStore):
         """
         linked = self.linked[rows, envs]
         latents = self.latents((rows + linked) % self.rows, envs, copies)
-        for i in np.flatnonzero(~linked):
+        for i in (~linked).nonzero()[0]:
             row, env = int(rows[i]), int(envs[i])
             latents[i] = self.successor.get((row, env), self.pending_latents[env])[copies[i]]
         return latents
@@ -422,8 +420,9 @@ class LatentStore(TransitionStore):
         :param first: first row of the block
         :param end: row after its last
         """
-        records, gap, chunk = self.records, self.rows - end, 1024
-        # Last rows first: a row is never overwritten before it was moved
+        records, gap = self.records, self.rows - end
+        # Last rows first, so that none is overwritten before it was moved; a megabyte or so at a time
+        chunk = 1 + 2**20 // records[0].nbytes
         for stop in range(end, first, -chunk):
             start = max(stop - chunk, first)
             records[start + gap : stop + gap] = records[start:stop].copy()

@@ -1,0 +1,182 @@
+"""What the replay buffer is checked against: every transition whole, in a list, and searched naively."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+Step = dict[str, Any]
+
+
+class Stream:
+    """
+    The transitions of one environment of small random images, with every way in which an episode can end.
+
+    :param rng: source of all that is random
+    :param n_stack: frames in an observation
+    :param padding: the frames before the first of an episode: "zeros", "repeat" (of the first frame), or
+        "broken" (no observation is the last one moved on by a frame)
+    :param frame_shape: (channels, height, width) of a frame
+    :param dtype: of the images
+    """
+
+    def __init__(
+        self,
+        rng: np.random.RandomState,
+        n_stack: int,
+        padding: str,
+        frame_shape: tuple[int, int, int] = (2, 6, 6),
+        dtype: str = "uint8",
+    ):
+        self.rng, self.n_stack, self.padding = rng, n_stack, padding
+        self.frame_shape, self.dtype = frame_shape, dtype
+        # Resets that no done announces; stacks that are not the last one moved on
+        self.reset_unannounced = self.break_stacks = True
+        self.obs = self.reset()
+
+    def frame(self) -> np.ndarray:
+        # Half of the frames come from a few only, so that neighbours are often equal
+        if self.rng.rand() < 0.5:
+            return np.full(self.frame_shape, self.rng.randint(2), dtype=self.dtype)
+        return self.rng.randint(0, 256, size=self.frame_shape).astype(self.dtype)
+
+    def reset(self) -> np.ndarray:
+        frame = self.frame()
+        before = [np.zeros_like(frame) if self.padding == "zeros" else frame] * (self.n_stack - 1)
+        return np.concatenate([*before, frame])
+
+    def next(self) -> np.ndarray:
+        # Now and then a stack is not the last one moved on, whatever the padding
+        if self.padding == "broken" or (self.break_stacks and self.rng.rand() < 0.03):
+            return np.concatenate([self.frame() for _ in range(self.n_stack)])
+        return np.concatenate([self.obs[self.frame_shape[0] :], self.frame()])
+
+    def step(self) -> Step:
+        """:return: a transition; an episode may end in it, or be left after it without any sign"""
+        event = self.rng.rand()
+        step = dict(obs=self.obs, next_obs=self.next(), reward=np.float32(self.rng.randint(1, 9)), reset=None)
+        step["done"] = event < 0.2
+        step["timeout"] = event < 0.1
+        self.obs = step["next_obs"]
+        if step["done"]:
+            self.obs = self.reset()
+            # Not every algorithm announces the first observation of the next episode
+            step["reset"] = self.obs if self.rng.rand() < 0.7 else None
+        if event > 0.95 and self.reset_unannounced:
+            self.obs = self.reset()
+        return step
+
+
+class Oracle:
+    """
+    Adds the steps of some streams to a buffer, and remembers the last ones that it must hold.
+
+    :param buffer: a LatentReplayBuffer, or one of SB3's; its action space is a Box of one number
+    :param streams: one for each env
+    """
+
+    def __init__(self, buffer: Any, streams: list[Stream]):
+        self.buffer, self.streams = buffer, streams
+        self.steps: list[list[Step]] = []
+        self.n_held = 0
+
+    def add(self, n_steps: int = 1) -> None:
+        for _ in range(n_steps):
+            steps = [stream.step() for stream in self.streams]
+            # The action is the name of a transition
+            names = np.arange(len(steps), dtype=np.float32) + len(self.steps) * len(steps)
+            self.steps.append(steps)
+            self.buffer.add(
+                np.stack([step["obs"] for step in steps]),
+                np.stack([step["next_obs"] for step in steps]),
+                names.reshape(-1, 1),
+                np.array([step["reward"] for step in steps]),
+                np.array([step["done"] for step in steps]),
+                [{"TimeLimit.truncated": step["timeout"], "reset_observation": step["reset"]} for step in steps],
+            )
+            # All that was held, and this: a ring that has just grown forgets nothing until it is full again
+            self.n_held = min(self.n_held + 1, self.buffer.buffer_size)
+
+    def clear(self) -> None:
+        self.buffer.reset()
+        self.n_held = 0
+
+    def names(self) -> set[int]:
+        """:return: names of the transitions that the buffer must hold, and no others"""
+        n_envs = len(self.streams)
+        return set(range((len(self.steps) - self.n_held) * n_envs, len(self.steps) * n_envs))
+
+    def expected(self, name: int, n_steps: int, gamma: float) -> Step:
+        """:return: the (n-step) transition of that name"""
+        start, env = divmod(name, len(self.streams))
+        total = np.float64(0.0)
+        for i in range(n_steps):
+            step = self.steps[start + i][env]
+            total += gamma**i * step["reward"]
+            if step["done"] or step["timeout"] or start + i + 1 == len(self.steps):
+                break
+            if not np.array_equal(step["next_obs"], self.steps[start + i + 1][env]["obs"]):
+                break
+        return dict(
+            obs=self.steps[start][env]["obs"],
+            next_obs=step["next_obs"],
+            done=float(step["done"] and not step["timeout"]),
+            reward=total,
+            discount=gamma ** (i + 1),
+        )
+
+
+class StubEncoder:
+    """
+    An encoder whose latents are whole numbers, so that they are the same however they are batched.
+
+    :param image_shape: of its input
+    :param latent_shape: (N, L)
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], latent_shape: tuple[int, int] = (2, 2)):
+        self.image_shape, self.latent_shape = image_shape, latent_shape
+        self.device = th.device("cpu")
+        self.n_inputs: list[int] = []
+        size = (int(np.prod(image_shape)), int(np.prod(latent_shape)))
+        self.weights = th.as_tensor(np.random.RandomState(0).randint(-9, 10, size=size)).float()
+
+    def encode(self, images: th.Tensor) -> th.Tensor:
+        assert images.shape[1:] == self.image_shape
+        self.n_inputs.append(len(images))
+        return (images.float().flatten(1) @ self.weights).reshape(-1, *self.latent_shape)
+
+    def encoder_fingerprint(self) -> str:
+        return "stub"
+
+
+class CycledCrop(nn.Module):
+    """
+    A known crop for each image: the one of image i starts at row and column i % n.
+
+    :param n: how many crops there are
+    """
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = n
+
+    def crop(self, image: Any, i: int) -> Any:
+        size, start = image.shape[-1] - self.n, i % self.n
+        return image[..., start : start + size, start : start + size]
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        return th.stack([self.crop(image, i) for i, image in enumerate(images)])
+
+
+def image_space(n_stack: int, frame_shape: tuple[int, int, int] = (2, 6, 6), dtype: str = "uint8") -> spaces.Box:
+    """:return: the space of stacked frames"""
+    shape = (n_stack * frame_shape[0], *frame_shape[1:])
+    return spaces.Box(0, 255, shape=shape, dtype=np.dtype(dtype).type)
+
+
+def name_space() -> spaces.Box:
+    """:return: an action space whose actions can name transitions"""
+    return spaces.Box(0, 2**20, shape=(1,), dtype=np.float32)
