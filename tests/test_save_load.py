@@ -66,8 +66,9 @@ def test_a_model_loaded_to_predict_allocates_no_buffer(tmp_path):
     assert peak < 20e6
 
 
-def test_a_frozen_model_loads_without_its_buffer_and_goes_on(tmp_path):
-    model = make_model(SEERSAC, freeze_after=30)
+@pytest.mark.parametrize("latent_dtype", ["float32", "float16", "uint8"])
+def test_a_frozen_model_loads_without_its_buffer_and_goes_on(latent_dtype, tmp_path):
+    model = make_model(SEERSAC, freeze_after=30, latent_dtype=latent_dtype)
     model.learn(50)
     model.save(tmp_path / "model")
     encoder = encoder_state(model)

@@ -69,7 +69,10 @@ def default_config(algo: str) -> Path:
 def _add_algorithms(rl_zoo3: ModuleType) -> None:
     # ALGOS is one dict, which several modules import
     rl_zoo3.ALGOS.update({name: algorithm for name, (algorithm, _) in ALGORITHMS.items()})
+    # -params policy_kwargs:"dict(features_extractor_class=sb3_seer.PixelEncoder)" is evaluated in this namespace
+    rl_zoo3.utils.sb3_seer = sb3_seer
     _stand_in_for_atari()
+    _mend_push_to_hub()
 
 
 def _add_samplers(hyperparams_opt: ModuleType) -> None:
@@ -81,7 +84,7 @@ def _add_samplers(hyperparams_opt: ModuleType) -> None:
 
 
 def _change_experiment_manager(exp_manager: ModuleType) -> None:
-    # Strings of a YAML file are evaluated in this namespace: dict(features_extractor_class=sb3_seer.PixelEncoder)
+    # And so are the strings of a YAML file in this one
     exp_manager.sb3_seer = sb3_seer  # type: ignore[attr-defined]
     manager = exp_manager.ExperimentManager
     manager.__init__ = _find_default_config(manager.__init__)
@@ -118,8 +121,11 @@ def _show_hyperparams_to_samplers(
 
     @functools.wraps(objective)
     def wrapper(self: "ExperimentManager", trial: "optuna.Trial") -> float:
-        configured_hyperparams.set(self._hyperparams)
-        return objective(self, trial)
+        token = configured_hyperparams.set(self._hyperparams)
+        try:
+            return objective(self, trial)
+        finally:
+            configured_hyperparams.reset(token)
 
     return wrapper
 
@@ -148,6 +154,14 @@ def _keep_policy_kwargs(
         return hyperparams, saved_hyperparams
 
     return wrapper
+
+
+def _mend_push_to_hub() -> None:
+    # rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2, which it asks for, has by another name and
+    # with another type of result: python -m rl_zoo3.push_to_hub fails
+    module: Any = importlib.import_module("huggingface_sb3.push_to_hub")
+    if not hasattr(module, "generate_metadata") and hasattr(module, "_generate_metadata"):
+        module.generate_metadata = lambda *args: module._generate_metadata(*args).to_dict()
 
 
 class MissingAtariEnv(gym.Env):

@@ -20,6 +20,7 @@ from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.storage import LatentCodec
 
 
 class SEERMixin(OffPolicyAlgorithm):
@@ -73,6 +74,8 @@ class SEERMixin(OffPolicyAlgorithm):
         self.max_latent_buffer_size = max_latent_buffer_size
         self.encoder_frozen = False
         self.n_stack: int | None = None
+        # What uint8 latents mean: saved with the model, which may go on without its buffer
+        self._latent_codec: LatentCodec | None = None
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -113,6 +116,7 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.verbose >= 1:
             print(self.replay_buffer.plan())
         if self.encoder_frozen:
+            self.replay_buffer.codec = self._latent_codec
             self._freeze()
 
     def _augmented_size(self, augmentation: nn.Module | None) -> tuple[int, int]:
@@ -169,6 +173,7 @@ class SEERMixin(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         self.policy.freeze_encoder()
         self.replay_buffer.to_latents()
+        self._latent_codec = self.replay_buffer.codec
         self.encoder_frozen = True
         if self.replay_buffer.acting is not None:
             self.policy.remember(*self.replay_buffer.acting)

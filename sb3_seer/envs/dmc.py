@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.core import ActType
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 
 # What shimmy registers, as dm_control/<name>-v0. Asking shimmy would import dm_control, which takes a second
@@ -54,28 +55,32 @@ _NONDETERMINISTIC = {
     "reassemble_5_bricks_random_order_features",
     "reassemble_5_bricks_random_order_vision",
 }
-_ENTRY_POINT = "sb3_seer.envs.dmc:make_dm_control"
+ENTRY_POINT = "sb3_seer.envs.dmc:make_dm_control"
+_OVERRIDING = ".*Overriding environment dm_control/"
 
 
 def _names() -> list[str]:
     """:return: the names of shimmy's environments for dm_control"""
     suite = [f"{domain}-{task}" for domain, tasks in _SUITE.items() for task in tasks.split()]
     manipulation = [f"{task}_{kind}" for task in _MANIPULATION.split() for kind in ("features", "vision")]
-    return ["compatibility-env", *suite, *_LOCOMOTION.split(), *(set(manipulation) - _NOT_IN_SHIMMY)]
+    manipulation = [name for name in manipulation if name not in _NOT_IN_SHIMMY]
+    return ["compatibility-env", *suite, *_LOCOMOTION.split(), *manipulation]
 
 
-def register_dm_control() -> None:
+def register_dm_control(registry: dict[str, EnvSpec] = gym.registry) -> None:
     """
     Let gymnasium know the environments of dm_control, by the ids that shimmy gives them. Imports neither: the first
     ``gym.make`` of one of them does. Ids that are already registered stay as they are.
+
+    :param registry: where to register
     """
-    # Later, shimmy overrides these ids with what they stand for
-    warnings.filterwarnings("ignore", message=".*Overriding environment dm_control/")
+    # If someone imports shimmy: these ids are overridden with what they stand for
+    warnings.filterwarnings("ignore", message=_OVERRIDING)
     for name in _names():
         env_id = f"dm_control/{name}-v0"
-        if env_id not in gym.registry:
+        if env_id not in registry:
             nondeterministic = name in _NONDETERMINISTIC
-            gym.register(env_id, _ENTRY_POINT, nondeterministic=nondeterministic, kwargs=dict(env_id=env_id))
+            registry[env_id] = EnvSpec(env_id, ENTRY_POINT, nondeterministic=nondeterministic, kwargs=dict(env_id=env_id))
 
 
 def make_dm_control(env_id: str, **kwargs: Any) -> gym.Env:
@@ -90,19 +95,20 @@ def make_dm_control(env_id: str, **kwargs: Any) -> gym.Env:
     for module in ("shimmy", "dm_control"):
         if importlib.util.find_spec(module) is None:
             raise DependencyNotInstalled(f'{env_id} needs {module}: pip install "sb3_seer[dmc]"')
-    _choose_renderer()
-    import shimmy  # registers its environments
+    choose_renderer()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_OVERRIDING)
+        import shimmy  # registers its environments
 
+        if gym.registry[env_id].entry_point == ENTRY_POINT:  # it had been imported before
+            shimmy.register_gymnasium_envs()
     entry_point = gym.registry[env_id].entry_point
-    if entry_point == _ENTRY_POINT:  # it was imported before, and cleared from the registry since
-        shimmy.register_gymnasium_envs()
-        entry_point = gym.registry[env_id].entry_point
     assert callable(entry_point)
     return entry_point(**kwargs)
 
 
-def _choose_renderer() -> None:
-    # dm_control reads MUJOCO_GL when it is imported. Without a screen, its own choice would be to fail
+def choose_renderer() -> None:
+    """Without a screen, and if nothing was chosen, let dm_control draw through EGL. It looks once, when it is imported."""
     has_screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if not has_screen and "dm_control" not in sys.modules:
         os.environ.setdefault("MUJOCO_GL", "egl")

@@ -1,0 +1,192 @@
+"""Environments of dm_control, as the papers see them. Drawn through EGL, without a display."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+from sb3_seer.envs import ActionRepeat, DMControlPixels, dmc
+
+
+class CountingEnv(gym.Env):
+    """The observation is the number of the step, each reward is 1, and an episode ends after 10 steps."""
+
+    observation_space = spaces.Box(0, 100, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, terminates: bool = False) -> None:
+        self.terminates = terminates
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        done = self.t == 10
+        return np.full(1, self.t, np.float32), 1.0, done and self.terminates, done and not self.terminates, {"t": self.t}
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+def test_action_repeat_sums_rewards_and_stops_with_the_episode(terminates: bool) -> None:
+    env = ActionRepeat(CountingEnv(terminates), repeat=4)
+    env.reset()
+    steps = [env.step(0) for _ in range(3)]
+    assert [float(obs[0]) for obs, *_ in steps] == [4, 8, 10]
+    assert [reward for _, reward, *_ in steps] == [4.0, 4.0, 2.0]
+    assert [(terminated, truncated) for *_, terminated, truncated, _ in steps] == [
+        (False, False),
+        (False, False),
+        (terminates, not terminates),
+    ]
+    assert steps[-1][-1] == {"t": 10}
+
+
+@pytest.mark.parametrize("repeat", [0, -1, 1.5, "2"])
+def test_action_repeat_refuses_what_is_no_positive_integer(repeat: Any) -> None:
+    with pytest.raises(ValueError, match="repeat must be a positive integer, not"):
+        ActionRepeat(CountingEnv(), repeat=repeat)
+
+
+def test_pixels_refuse_another_environment() -> None:
+    with pytest.raises(ValueError, match="needs an environment of dm_control"):
+        DMControlPixels(CountingEnv())
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dm_control" else find_spec(name))
+    with pytest.raises(DependencyNotInstalled, match=r'pip install "sb3_seer\[dmc\]"'):
+        dmc.make_dm_control("dm_control/cartpole-swingup-v0")
+
+
+@pytest.mark.parametrize("display, expected", [("", "egl"), (":0", None)])
+@pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere dm_control draws without a display as it is")
+def test_egl_where_there_is_no_display(display: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")  # so that it is restored
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.delitem(sys.modules, "dm_control", raising=False)
+    dmc.choose_renderer()
+    assert os.environ.get("MUJOCO_GL") == expected
+
+
+def test_ids_are_known_without_importing_dm_control() -> None:
+    code = (
+        "import sys, gymnasium, sb3_seer.envs; gymnasium.spec('dm_control/cartpole-swingup-v0'); "
+        "assert not {'dm_control', 'shimmy', 'mujoco'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def make_env() -> Callable[..., gym.Env]:
+    """Makes cartpole-swingup, and nothing that the tests below need may be missing where CI is set."""
+
+    def make(repeat: int = 4, **kwargs: Any) -> DMControlPixels:
+        return DMControlPixels(ActionRepeat(gym.make("dm_control/cartpole-swingup-v0", **kwargs), repeat))
+
+    try:
+        make().reset()
+    except Exception as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"Nothing can be drawn on this machine: {error!r}")
+    return make
+
+
+def test_ids_are_those_of_shimmy(make_env: Callable[..., gym.Env]) -> None:
+    # make_env has imported shimmy, which then registered all of its own
+    theirs = {spec.id: spec for spec in gym.registry.values() if spec.id.startswith("dm_control/")}
+    assert not any(spec.entry_point == dmc.ENTRY_POINT for spec in theirs.values())
+    ours: dict[str, gym.envs.registration.EnvSpec] = {}
+    dmc.register_dm_control(ours)
+    assert set(ours) == set(theirs)
+    for env_id, spec in ours.items():
+        for name in ("nondeterministic", "max_episode_steps", "order_enforce", "disable_env_checker", "reward_threshold"):
+            assert getattr(spec, name) == getattr(theirs[env_id], name)
+
+
+def test_pixels_are_a_valid_environment_for_sb3(make_env: Callable[..., gym.Env]) -> None:
+    env = make_env()
+    assert env.observation_space == spaces.Box(0, 255, (100, 100, 3), np.uint8)
+    check_env(env, skip_render_check=True)
+
+
+def test_one_step_is_the_sum_of_the_repeated_ones_and_one_image(
+    make_env: Callable[..., gym.Env], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, oracle = make_env(repeat=4), gym.make("dm_control/cartpole-swingup-v0")
+    env.reset(seed=1)
+    oracle.reset(seed=1)
+    physics = env.unwrapped.physics
+    n_images = 0
+    render = physics.render
+
+    def count(**kwargs: Any) -> np.ndarray:
+        nonlocal n_images
+        n_images += 1
+        return render(**kwargs)
+
+    monkeypatch.setattr(physics, "render", count)
+    action = np.array([0.7])
+    obs, reward, terminated, truncated, _ = env.step(action)
+
+    rewards = [oracle.step(action)[1] for _ in range(4)]
+    expected = oracle.unwrapped.physics.render(height=100, width=100, camera_id=0)
+    assert n_images == 1
+    assert reward == pytest.approx(sum(rewards), rel=1e-12)
+    assert not terminated and not truncated
+    np.testing.assert_array_equal(obs, expected)
+    assert len(np.unique(obs)) > 10  # there is something to see
+
+
+def test_the_time_limit_is_a_truncation_and_frames_are_stacked(make_env: Callable[..., gym.Env]) -> None:
+    # 1000 steps of the environment: 10 steps of 100
+    venv = VecFrameStack(DummyVecEnv([lambda: make_env(repeat=100)]), n_stack=3)
+    venv.seed(1)
+    observations = [venv.reset()]
+    assert observations[0].shape == (1, 100, 100, 9)
+    assert not observations[0][..., :6].any()
+    for _ in range(9):
+        obs, _, dones, _ = venv.step(np.array([[1.0]]))
+        assert not dones[0]
+        np.testing.assert_array_equal(obs[..., :6], observations[-1][..., 3:])
+        observations.append(obs)
+    assert not np.array_equal(observations[-1][..., 6:], observations[-2][..., 6:])
+    _, _, dones, infos = venv.step(np.array([[1.0]]))
+    assert dones[0]
+    assert infos[0]["TimeLimit.truncated"]
+    assert infos[0]["terminal_observation"].shape == (100, 100, 9)
+    venv.close()
+
+
+def test_the_seed_decides_the_episode(make_env: Callable[..., gym.Env]) -> None:
+    def images(seed: int) -> np.ndarray:
+        env = make_env()
+        first, _ = env.reset(seed=seed)
+        return np.stack([first] + [env.step(np.array([0.5]))[0] for _ in range(3)])
+
+    np.testing.assert_array_equal(images(3), images(3))
+    assert not np.array_equal(images(3), images(4))
+
+
+def test_a_video_shows_what_it_shows_without_the_pixels(make_env: Callable[..., gym.Env]) -> None:
+    env = make_env(render_mode="rgb_array")
+    obs, _ = env.reset(seed=1)
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    assert obs.shape == (100, 100, 3)
+    assert frame.shape == (240, 320, 3)

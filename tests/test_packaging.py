@@ -1,0 +1,219 @@
+"""The package as users install it: from a wheel and from a folder, each in a virtual environment of its own."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+ALGORITHMS = ["dqn_seer", "qrdqn_seer", "sac_seer"]
+HOOK_OFF = {"SB3_SEER_NO_ZOO_HOOK": "1"}
+
+
+class Venv:
+    """
+    A virtual environment.
+
+    :param path: where to make it
+    :param package: wheel or folder to install
+    :param editable: whether to install it editable
+    :param dependencies: whether it can import what is installed here
+    """
+
+    def __init__(self, path: Path, package: Path, editable: bool = False, dependencies: bool = True) -> None:
+        self.path = path
+        self.python = path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        execute(sys.executable, "-m", "venv", "--without-pip", str(path))
+        paths = execute(str(self.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
+        self.site_packages = Path(paths.strip())
+        # The packages installed here come after its own. Their .pth files are not read, so there is only its own hook
+        borrowed = self.site_packages / "zz_dependencies.pth"
+        borrowed.write_text("\n".join(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))))
+        pip = (sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check", "install")
+        execute(*pip, "--no-deps", "--no-index", "--no-build-isolation", *(["-e"] if editable else []), str(package))
+        if not dependencies:
+            borrowed.unlink()
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run its interpreter, away from the repository."""
+        return execute(str(self.python), *arguments, cwd=self.path, **environ)
+
+
+def execute(*command: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SB3_SEER", "COVERAGE"))}
+    result = subprocess.run(command, cwd=cwd, env={**inherited, **environ}, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    execute(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(REPOSITORY)
+    )
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def venv(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Venv:
+    editable = request.param == "editable"
+    return Venv(tmp_path_factory.mktemp(request.param) / "venv", REPOSITORY if editable else wheel, editable)
+
+
+@pytest.fixture
+def fresh_venv(wheel: Path, tmp_path: Path) -> Callable[..., Venv]:
+    return lambda **kwargs: Venv(tmp_path / "venv", wheel, **kwargs)
+
+
+def test_the_wheel_has_all_files_and_no_other(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"zoo_integration/hyperparams/{algo}.yml" for algo in ALGORITHMS} <= set(names)
+    assert {"sb3_seer/py.typed", "zoo_integration/py.typed", "sb3_seer_zoo.pth"} <= set(names)
+    for folder in ("sb3_seer", "zoo_integration"):
+        sources = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).rglob("*.py")}
+        assert sources == {name for name in names if name.startswith(f"{folder}/") and name.endswith(".py")}
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"sb3_seer", "zoo_integration", "sb3_seer_zoo.pth"}
+
+
+def test_the_start_of_an_interpreter_imports_nothing_more(venv: Venv) -> None:
+    code = "import sys; print(sorted(sys.modules))"
+    with_hook, without_hook = venv.run("-c", code), venv.run("-c", code, **HOOK_OFF)
+    assert with_hook.stdout == without_hook.stdout
+    assert with_hook.stderr == ""
+    # It is there, and once, though site reads the .pth files of a virtual environment twice
+    code = "import sys; print([finder.__name__ for finder in sys.meta_path if 'SEER' in str(finder)])"
+    assert venv.run("-c", code).stdout.strip() == "['SEERHook']"
+    assert venv.run("-c", code, **HOOK_OFF).stdout.strip() == "[]"
+
+
+def test_the_hook_costs_less_than_a_millisecond(venv: Venv) -> None:
+    code = f"""
+import site, sys, time
+
+def best(function):
+    times = []
+    for _ in range(50):
+        sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "SEERHook"]
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+at_start = best(lambda: site.addpackage({str(venv.site_packages)!r}, "sb3_seer_zoo.pth", set()))
+hook = sys.meta_path[0]
+assert hook.__name__ == "SEERHook"
+a_thousand_imports = best(lambda: [hook.find_spec("some.module") for _ in range(1000)])
+print(at_start, a_thousand_imports / 1000)
+"""
+    # The best of many: what the hook takes, however busy the machine is
+    at_start, each_import = map(float, venv.run("-c", code).stdout.split())
+    assert at_start < 1e-3
+    assert each_import < 1e-5
+
+
+@pytest.mark.parametrize("command", [("-m", "rl_zoo3.train"), ("-c", "from rl_zoo3.cli import main; main()", "train")])
+def test_rl_zoo_lists_the_algorithms(venv: Venv, command: tuple[str, ...]) -> None:
+    help_text = venv.run(*command, "--help").stdout
+    for algo in ALGORITHMS:
+        assert algo in help_text
+
+
+def test_a_script_that_imports_rl_zoo_finds_everything(venv: Venv) -> None:
+    code = """
+import json, sys
+import rl_zoo3
+registered = [name for name in rl_zoo3.ALGOS if name.endswith("_seer")]
+lazy = not {"optuna", "dm_control", "shimmy"} & set(sys.modules)
+
+import gymnasium, zoo_integration.registration
+from rl_zoo3.exp_manager import ExperimentManager
+gymnasium.spec("dm_control/walker-walk-v0")
+before = dict(vars(ExperimentManager))
+zoo_integration.register()
+configs = [ExperimentManager(None, algo, "CartPole-v1", "logs").config for algo in registered]
+print(json.dumps([sorted(registered), lazy, before == dict(vars(ExperimentManager)), configs]))
+"""
+    result = venv.run("-c", code)
+    registered, lazy, unchanged, configs = json.loads(result.stdout)
+    assert registered == ALGORITHMS
+    assert lazy
+    assert unchanged
+    assert [Path(config).name for config in configs] == [f"{algo}.yml" for algo in registered]
+    assert all(Path(config).is_file() for config in configs)
+    assert "seer" not in result.stderr.lower()
+
+
+def test_the_hook_can_be_switched_off_and_done_by_hand(venv: Venv) -> None:
+    code = """
+import rl_zoo3
+assert "sac_seer" not in rl_zoo3.ALGOS
+import zoo_integration
+zoo_integration.register()
+assert "sac_seer" in rl_zoo3.ALGOS
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+assert "sac_seer" in HYPERPARAMS_SAMPLER
+"""
+    venv.run("-c", code, **HOOK_OFF)
+
+
+def test_train_enjoy_and_continue_an_atari_game(fresh_venv: Callable[..., Venv]) -> None:
+    """From the wheel, with the default hyperparameters, as a user would."""
+    pytest.importorskip("ale_py", reason="It is in an extra")
+    venv = fresh_venv()
+    arguments = ("--algo", "qrdqn_seer", "--env", "AlienNoFrameskip-v4", "-f", "logs")
+    params = ("-params", "freeze_after:100", "learning_starts:50")
+    output = venv.run("-m", "rl_zoo3.train", *arguments, "-n", "150", "--eval-freq", "-1", *params).stdout
+    assert str(venv.site_packages / "zoo_integration/hyperparams/qrdqn_seer.yml") in output
+    assert "Encoder frozen after 100 steps" in output
+    venv.run("-m", "rl_zoo3.enjoy", *arguments, "--no-render", "-n", "20")
+
+
+def test_silent_without_rl_zoo(fresh_venv: Callable[..., Venv]) -> None:
+    code = """
+try:
+    import rl_zoo3
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    result = fresh_venv(dependencies=False).run("-c", code)
+    assert result.stdout.strip() == "No module named 'rl_zoo3'"
+    assert result.stderr == ""
+
+
+def test_a_broken_installation_breaks_no_interpreter_and_no_rl_zoo(fresh_venv: Callable[..., Venv]) -> None:
+    venv = fresh_venv()
+    code = "import rl_zoo3.exp_manager; print('sac' in rl_zoo3.ALGOS, 'sac_seer' in rl_zoo3.ALGOS)"
+
+    # Our own code fails, for all three modules of RL Zoo: said once
+    (venv.site_packages / "sb3_seer/__init__.py").write_text("raise RuntimeError('broken on purpose')")
+    assert venv.run("-c", "pass").stderr == ""
+    result = venv.run("-c", code)
+    assert result.stdout.strip() == "True False"
+    assert result.stderr.count("sb3_seer could not register with RL Zoo") == 1
+    assert "broken on purpose" in result.stderr
+
+    # Our files are gone, all but the hook
+    for path in (venv.site_packages / "zoo_integration").rglob("*.py"):
+        path.unlink()
+    assert venv.run("-c", "pass").stderr == ""
+    result = venv.run("-c", code)
+    assert result.stdout.strip() == "True False"
+    assert result.stderr.count("sb3_seer could not register with RL Zoo") == 1
+
+
+def test_this_environment_has_the_hook_if_the_package_is_installed() -> None:
+    """``make install`` installs the hook: what the tests run in is what users have."""
+    folders = [Path(folder) for folder in (*site.getsitepackages(), sysconfig.get_path("purelib"))]
+    if not any((folder / "_sb3_seer.pth").exists() for folder in folders):
+        pytest.skip("The tests run from a folder that is not installed")
+    assert any((folder / "sb3_seer_zoo.pth").exists() for folder in folders)

@@ -1,0 +1,325 @@
+"""RL Zoo's own scripts, run as a user runs them, on environments of a few pixels."""
+
+import importlib.util
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import rl_zoo3.enjoy
+import rl_zoo3.exp_manager
+import rl_zoo3.hyperparams_opt
+import rl_zoo3.train
+import rl_zoo3.utils
+import torch as th
+import yaml
+from gymnasium.error import DependencyNotInstalled
+from requests.exceptions import HTTPError
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_envs import DialEnv, LightEnv
+
+import zoo_integration
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder
+from zoo_integration import registration
+from zoo_integration.registration import ALGORITHMS, default_config
+
+zoo_integration.register()
+
+SCRIPTS = ("train", "enjoy", "record_video", "record_training", "push_to_hub", "load_from_hub")
+
+
+class VideoLightEnv(LightEnv):
+    """What RL Zoo's scripts may ask for: a render mode."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.render_mode = render_mode
+
+    def render(self) -> np.ndarray:
+        return np.full((64, 64, 3), 60 * self.lamp, np.uint8)
+
+
+class VideoDialEnv(DialEnv):
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+
+# Large enough for the encoders of the default hyperparameters
+gym.register("Light-v0", VideoLightEnv, kwargs=dict(size=48))
+gym.register("Dial-v0", VideoDialEnv, kwargs=dict(size=48))
+SMALL_ENCODER = {
+    "sac_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
+    "qrdqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
+    "dqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
+}
+ENV_ID = {"sac_seer": "Dial-v0", "qrdqn_seer": "Light-v0", "dqn_seer": "Light-v0"}
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a script of RL Zoo in an empty folder, with arguments as on the command line."""
+
+    def run(script: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        # As python -m does, but without the seconds that the imports take
+        main = {"train": rl_zoo3.train.train, "enjoy": rl_zoo3.enjoy.enjoy}.get(script)
+        if main is not None:
+            main()
+        else:
+            runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def train(zoo: Callable[..., None], algo: str, *arguments: str, params: tuple[str, ...] = (), n: int = 60) -> None:
+    params = (f"policy_kwargs:{SMALL_ENCODER[algo]}", "learning_starts:10", "buffer_size:100", "freeze_after:0.5", *params)
+    arguments = ("--env", ENV_ID[algo], "-n", str(n), "--eval-freq", "-1", "--seed", "1", *arguments)
+    zoo("train", "--algo", algo, *arguments, "-params", *params)
+
+
+def load(algo: str, run: int = 1) -> Any:
+    algorithm, _ = ALGORITHMS[algo]
+    return algorithm.load(f"logs/{algo}/{ENV_ID[algo]}_{run}/{ENV_ID[algo]}.zip")
+
+
+def test_registered_with_all_of_rl_zoo() -> None:
+    for name, algorithm, base in (("sac_seer", SEERSAC, SAC), ("qrdqn_seer", SEERQRDQN, QRDQN), ("dqn_seer", SEERDQN, DQN)):
+        assert rl_zoo3.ALGOS[name] is algorithm
+        assert issubclass(algorithm, base)
+        assert rl_zoo3.exp_manager.ALGOS is rl_zoo3.enjoy.ALGOS is rl_zoo3.ALGOS
+        assert name in rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER
+        assert name in rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER
+        assert default_config(name).is_file()
+
+
+def test_registering_again_changes_nothing() -> None:
+    manager = rl_zoo3.exp_manager.ExperimentManager
+    before = dict(vars(manager)), dict(rl_zoo3.ALGOS), dict(rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER)
+    zoo_integration.register()
+    assert before == (dict(vars(manager)), dict(rl_zoo3.ALGOS), dict(rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER))
+
+
+def test_registering_without_rl_zoo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "sb3_seer\[zoo\]"'):
+        zoo_integration.register()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_misspelt_algorithm_is_answered_with_the_list(
+    script: str, zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        zoo(script, "--algo", "sac_sear", "--env", "Dial-v0", "-f", "logs")
+    error = capsys.readouterr().err
+    assert "invalid choice: 'sac_sear'" in error
+    for name in ALGORITHMS:
+        assert name in error
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_train_continue_and_enjoy(algo: str, zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    train(zoo, algo, "--save-replay-buffer", "-P")
+    output = capsys.readouterr().out
+    assert f"Loading hyperparameters from: {default_config(algo)}" in output
+    model = load(algo)
+    assert model.encoder_frozen
+    folder = Path(f"logs/{algo}/{ENV_ID[algo]}_1")
+
+    # -i continues with the model and the replay buffer that lies next to it
+    train(zoo, algo, "-i", str(folder / f"{ENV_ID[algo]}.zip"), "--save-replay-buffer")
+    assert "Loading replay buffer" in capsys.readouterr().out
+    continued = load(algo, run=2)
+    assert continued.encoder_frozen
+    observations = np.stack([model.observation_space.sample() for _ in range(4)])
+    th.testing.assert_close(continued.encode(observations), model.encode(observations), rtol=0, atol=0)
+    assert continued._n_updates > model._n_updates
+    continued.load_replay_buffer(f"logs/{algo}/{ENV_ID[algo]}_2/replay_buffer.pkl")
+    assert continued.replay_buffer.stage == "latents"
+    assert continued.replay_buffer.size() == 120
+
+    zoo("enjoy", "--algo", algo, "--env", ENV_ID[algo], "-f", "logs", "--no-render", "-n", "25")
+    assert "Mean episode length: 10.00" in capsys.readouterr().out
+
+
+def test_the_default_hyperparameters_serve_an_environment_of_images(
+    zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for algo in ALGORITHMS:
+        zoo("train", "--algo", algo, "--env", ENV_ID[algo], "-n", "8", "--eval-freq", "4", "--eval-episodes", "1")
+        assert "Using 'default' hyperparameters" in capsys.readouterr().out
+    # Where SB3's default is no encoder for control
+    assert load("sac_seer").policy_kwargs["features_extractor_class"] is PixelEncoder
+
+
+def test_every_block_of_hyperparameters_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks reach the constructor of their algorithm as RL Zoo would hand them over, with images of their size."""
+    for algo, (algorithm, _) in ALGORITHMS.items():
+        for env_id, block in yaml.safe_load(default_config(algo).read_text()).items():
+            wrappers = [next(iter(wrapper)) for wrapper in block.get("env_wrapper", ()) if isinstance(wrapper, dict)]
+            size = 100 if "sb3_seer.envs.DMControlPixels" in wrappers else 96 if env_id == "CarRacing-v3" else 84
+            n_channels = 1 if algorithm is not SEERSAC else 3
+            env = {True: DialEnv, False: LightEnv}[algorithm is SEERSAC](size=size)
+            env.observation_space = gym.spaces.Box(0, 255, (n_channels * block.get("frame_stack", 1), size, size), np.uint8)
+            for name in ("env_wrapper", "frame_stack", "n_timesteps"):
+                block.pop(name, None)
+            if "policy_kwargs" in block:
+                block["policy_kwargs"] = eval(block["policy_kwargs"], vars(rl_zoo3.exp_manager))
+            model = algorithm(env=DummyVecEnv([lambda env=env: env]), **block)
+            assert model.replay_buffer.nbytes <= 7.6e9, (algo, env_id)
+
+
+def test_hyperparameters_given_win_over_the_default(zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yml").write_text("Light-v0: {policy: CnnPolicy, n_timesteps: 5, buffer_size: 50, gamma: 0.5}")
+    zoo("train", "--algo", "dqn_seer", "--env", "Light-v0", "-conf", "mine.yml", "--eval-freq", "-1")
+    assert "Loading hyperparameters from: mine.yml" in capsys.readouterr().out
+    assert load("dqn_seer").gamma == 0.5
+
+
+def test_enjoy_does_not_allocate_the_replay_buffer(zoo: Callable[..., None]) -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        pytest.skip("This system does not tell how much memory a process holds")
+
+    def resident_bytes() -> int:
+        return int(statm.read_text().split()[1]) * 4096
+
+    # 2.3 GB
+    train(zoo, "dqn_seer", params=("buffer_size:1000000",))
+    before = resident_bytes()
+    zoo("enjoy", "--algo", "dqn_seer", "--env", "Light-v0", "-f", "logs", "--no-render", "-n", "5")
+    assert resident_bytes() - before < 100e6
+
+
+def test_record_video(zoo: Callable[..., None]) -> None:
+    pytest.importorskip("moviepy", reason="It is in the extra that has RL Zoo")
+    train(zoo, "dqn_seer")
+    zoo("record_video", "--algo", "dqn_seer", "--env", "Light-v0", "-f", "logs", "-n", "5")
+    assert list(Path("logs/dqn_seer/Light-v0_1/videos").glob("*.mp4"))
+
+
+class FakeHub:
+    """The Hugging Face Hub, in a folder: what was uploaded can be downloaded again."""
+
+    def create_repo(self, **kwargs: Any) -> str:
+        return "the url"
+
+    def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
+        local_dir.mkdir(parents=True)
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        shutil.copytree(folder_path, Path("remote") / repo_id)
+
+    @staticmethod
+    def load_from_hub(repo_id: str, filename: str) -> str:
+        path = Path("remote") / repo_id / filename
+        if not path.exists():
+            raise HTTPError(filename)
+        return str(path)
+
+
+def test_push_to_hub_and_load_from_hub(zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    monkeypatch.setattr("huggingface_sb3.load_from_hub", FakeHub.load_from_hub)
+    train(zoo, "qrdqn_seer")
+    zoo("push_to_hub", "--algo", "qrdqn_seer", "--env", "Light-v0", "-f", "logs", "-orga", "someone", "--no-render")
+    zoo("load_from_hub", "--algo", "qrdqn_seer", "--env", "Light-v0", "-f", "downloads", "-orga", "someone")
+    model = SEERQRDQN.load("downloads/qrdqn_seer/Light-v0_1/Light-v0.zip")
+    assert model.encoder_frozen
+
+
+def test_track_gives_the_run_to_wandb(zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeWandb:
+        """Stands for the module, for a run and for its config."""
+
+        saved: ClassVar[dict[str, Any]] = {}
+
+        @classmethod
+        def init(cls, **kwargs: Any) -> Any:
+            assert kwargs["config"]["algo"] == "dqn_seer"
+            cls.config = cls
+            return cls
+
+        @classmethod
+        def setdefaults(cls, values: dict[str, Any]) -> None:
+            cls.saved.update(values)
+
+    pytest.importorskip("tensorboard", reason="It is in the extra that has RL Zoo")
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)  # type: ignore[arg-type]
+    train(zoo, "dqn_seer", "--track")
+    assert FakeWandb.saved["saved_hyperparams"]["freeze_after"] == 0.5
+    assert list(Path("runs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("algo", ["sac_seer", "qrdqn_seer"])
+def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None]) -> None:
+    study_arguments = ("--storage", "study.log", "--study-name", "study")
+    optimize = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    # K is searched up to what is configured
+    params = ("augmentation:'random_shift'", "augmentation_kwargs:None", "n_augmentations:2")
+    train(zoo, algo, *optimize, *study_arguments, "--optimization-log-path", "trials", params=params, n=20)
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    trials = optuna.load_study(study_name="study", storage=storage).trials
+    assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * 2
+    extractor = PixelEncoder if algo == "sac_seer" else DataEfficientCNN
+    net_archs = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+    algorithm, _ = ALGORITHMS[algo]
+    for trial in trials:
+        assert 0.05 <= trial.params["freeze_after"] <= 0.6
+        assert trial.params["n_augmentations"] in (1, 2)
+        model = algorithm.load(f"trials/trial_{trial.number}/best_model.zip")
+        assert model.freeze_after == trial.params["freeze_after"]
+        assert model.n_augmentations == trial.params["n_augmentations"]
+        # What is sampled is added to what is configured
+        assert model.policy_kwargs["features_extractor_class"] is extractor
+        assert model.policy_kwargs["net_arch"] == net_archs[trial.params["net_arch"]]
+
+    # The same where a trial is read back. Its YAML is the file's alone: -params policy_kwargs would win over the trial
+    Path("mine.yml").write_text(
+        yaml.dump({ENV_ID[algo]: dict(policy="CnnPolicy", n_timesteps=10, policy_kwargs=SMALL_ENCODER[algo])})
+    )
+    shutil.rmtree("logs")
+    arguments = ("--env", ENV_ID[algo], "--eval-freq", "-1", "-conf", "mine.yml", *study_arguments, "--trial-id", "1")
+    zoo("train", "--algo", algo, *arguments, "-params", "augmentation:'random_shift'", "buffer_size:100")
+    model = load(algo)
+    assert model.policy_kwargs["features_extractor_class"] is extractor
+    assert model.policy_kwargs["net_arch"] == net_archs[trials[1].params["net_arch"]]
+    assert model.freeze_after == trials[1].params["freeze_after"]
+
+
+def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> None:
+    sample = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["sac_seer"]
+    arguments = (1, 1, dict(using_her_replay_buffer=False, her_kwargs={}))
+    trial = optuna.create_study().ask()
+    assert "n_augmentations" not in sample(trial, *arguments)
+    token = registration.configured_hyperparams.set(dict(freeze_after=None))
+    try:
+        assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
+    finally:
+        registration.configured_hyperparams.reset(token)
+
+
+def test_an_atari_game_without_ale_py_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    env_id = "NoSuchGameNoFrameskip-v4"
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ale_py" else find_spec(name))
+    monkeypatch.setattr(sys, "argv", ["train", "--env", env_id])
+    monkeypatch.setattr(gym.envs.registration, "registry", gym.registry)
+    registration._stand_in_for_atari()
+    try:
+        assert rl_zoo3.exp_manager.ExperimentManager.is_atari(env_id)
+        with pytest.raises(DependencyNotInstalled, match=r'pip install "sb3_seer\[atari\]"'):
+            gym.make(env_id)
+    finally:
+        del gym.registry[env_id]
