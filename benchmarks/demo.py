@@ -1,7 +1,7 @@
 """
 Train an agent on an Atari game through the freeze, in a few minutes on two cores, and show what the freeze changes.
 
-    python -m benchmarks.demo [--game Boxing] [--total-timesteps 16000] [--output demo.png]
+    python -m benchmarks.demo [--game Alien] [--total-timesteps 20000] [--output demo.png]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from sb3_seer import SEERDQN, LatentReplayBuffer
+from sb3_seer import SEERDQN, DataEfficientCNN, LatentReplayBuffer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -132,25 +132,26 @@ def show(measure: Measure, title: str, path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--game", default="Boxing", help="an Atari game of ale-py")
-    parser.add_argument("--total-timesteps", type=int, default=16_000)
+    parser.add_argument("--game", default="Alien", help="an Atari game of ale-py")
+    parser.add_argument("--total-timesteps", type=int, default=20_000)
     parser.add_argument("--output", default="demo.png", help="where to draw")
     args = parser.parse_args()
 
     th.set_num_threads(os.cpu_count() or 1)
     env = VecFrameStack(make_atari_env(f"{args.game}NoFrameskip-v4", seed=0), n_stack=4)
+    # The settings of hyperparams/dqn_seer.yml, for a short run
     model = SEERDQN(
         "CnnPolicy",
         env,
         buffer_size=args.total_timesteps // 3,
-        learning_starts=1000,
         freeze_after=0.3,
+        learning_starts=1000,
+        n_steps=20,
         train_freq=1,
-        target_update_interval=1000,
-        exploration_fraction=0.3,
-        policy_kwargs=dict(net_arch=[256]),
+        target_update_interval=2000,
+        exploration_fraction=0.2,
+        policy_kwargs=dict(features_extractor_class=DataEfficientCNN, net_arch=[256]),
         seed=0,
-        verbose=0,
     )
     print(model.replay_buffer.plan())  # type: ignore[union-attr]
     measure = Measure()

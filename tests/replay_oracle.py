@@ -58,13 +58,14 @@ class Stream:
         event = self.rng.rand()
         step = dict(obs=self.obs, next_obs=self.next(), reward=np.float32(self.rng.randint(1, 9)), reset=None)
         step["done"] = event < 0.2
-        step["timeout"] = event < 0.1
+        # A time limit as some wrappers say it too: without a done
+        step["timeout"] = event < 0.1 or 0.2 < event < 0.22
         self.obs = step["next_obs"]
         if step["done"]:
             self.obs = self.reset()
             # Not every algorithm announces the first observation of the next episode
             step["reset"] = self.obs if self.rng.rand() < 0.7 else None
-        if event > 0.95 and self.reset_unannounced:
+        elif event > 0.95 and self.reset_unannounced:
             self.obs = self.reset()
         return step
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -111,7 +112,7 @@ def make_augmentation(augmentation: str | nn.Module | None, kwargs: dict[str, An
         if kwargs:
             raise ValueError(f"augmentation_kwargs={kwargs} need the name of an augmentation: one of {list(AUGMENTATIONS)}")
         return augmentation
-    if augmentation not in AUGMENTATIONS:
+    if not isinstance(augmentation, str) or augmentation not in AUGMENTATIONS:
         raise ValueError(f"augmentation must be one of {list(AUGMENTATIONS)}, a torch module or None, not {augmentation!r}")
     try:
         return AUGMENTATIONS[augmentation](**(kwargs or {}))
@@ -120,6 +121,6 @@ def make_augmentation(augmentation: str | nn.Module | None, kwargs: dict[str, An
 
 
 def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    return value
+    return int(value)

@@ -51,11 +51,6 @@ class FreezeEncoderCallback(BaseCallback):
             raise ValueError(f"FreezeEncoderCallback needs a SEER algorithm such as SEERSAC, not {type(self.model).__name__}")
 
     def _on_training_start(self) -> None:
-        start, end = self.model._num_timesteps_at_start, self.model._total_timesteps
-        if isinstance(self.freeze_after, int):
-            self.freeze_step = self.freeze_after
-        else:
-            self.freeze_step = start + round(self.freeze_after * (end - start))
         self._freeze_if_due()
 
     def _on_step(self) -> bool:
@@ -63,7 +58,14 @@ class FreezeEncoderCallback(BaseCallback):
         return True
 
     def _freeze_if_due(self) -> None:
-        if self.num_timesteps >= self.freeze_step and not self.model.encoder_frozen:
-            self.model.freeze_encoder()
-            if self.verbose >= 1:
-                print(f"Encoder frozen after {self.num_timesteps} steps")
+        if self.model.num_timesteps < self._freeze_step() or self.model.encoder_frozen:
+            return
+        self.model.freeze_encoder()
+        if self.verbose >= 1:
+            print(f"Encoder frozen after {self.model.num_timesteps} steps")
+
+    def _freeze_step(self) -> int:
+        if isinstance(self.freeze_after, int):
+            return self.freeze_after
+        start, end = self.model._num_timesteps_at_start, self.model._total_timesteps
+        return start + round(self.freeze_after * (end - start))

@@ -29,6 +29,7 @@ class LatentNetwork(BaseModel):
     observation_space: spaces.Box
     features_extractor: BaseFeaturesExtractor
     latent_index = 0  # which of the N latents is this network's
+    encoder_frozen = False
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
@@ -43,10 +44,18 @@ class LatentNetwork(BaseModel):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """
-        :return: The parameters that learn. SB3 lists them with this method to update a target network, and
-            a Polyak update must leave a frozen encoder out: ``(1 - tau) * x + tau * x`` is not always x.
+        :return: The parameters, without those of a frozen encoder. SB3 lists them with this method to update a target
+            network, and a Polyak update must leave a frozen encoder out: ``(1 - tau) * x + tau * x`` is not always x.
         """
-        return (parameter for parameter in super().parameters(recurse) if parameter.requires_grad)
+        if not self.encoder_frozen:
+            return super().parameters(recurse)
+        frozen = {parameter for module in self.encoder_modules() for parameter in module.parameters()}
+        return (parameter for parameter in super().parameters(recurse) if parameter not in frozen)
+
+    def encoder_modules(self) -> tuple[nn.Module, nn.Module]:
+        """:return: all that a freeze takes of this network"""
+        extractor = split(self.features_extractor)
+        return extractor.trunk, extractor.projection
 
 
 class SEERPolicy(BasePolicy):
@@ -145,25 +154,24 @@ class SEERPolicy(BasePolicy):
             latents.append(extractor.projection(output.detach() if detach_after_first and latents else output))
         return Latents(th.stack(latents, dim=1))  # (batch_size, n_networks, L)
 
-    def _encoder_modules(self) -> list[nn.Module]:
-        """:return: all that a freeze takes, online first, then targets"""
-        extractors = [split(network.features_extractor) for network in self.encoder_networks + self.target_networks]
-        return [module for extractor in extractors for module in (extractor.trunk, extractor.projection)]
+    def _latent_networks(self) -> list[LatentNetwork]:
+        """:return: all networks, targets and those that have a latent from another network included"""
+        return [module for module in self.modules() if isinstance(module, LatentNetwork)]
 
     def freeze_encoder(self) -> None:
         """
-        Stop the encoders from learning for ever, after making the targets' equal to the online ones:
-        from now on they share their latents. Heads go on learning, the targets' too.
+        Stop the encoders from learning for ever, after making the target networks equal to the online ones (as the
+        released code for control does): from now on they share their latents. Heads go on learning, the targets' too.
         """
         for network, target in zip(self.encoder_networks, self.target_networks, strict=False):
-            online, copy = split(network.features_extractor), split(target.features_extractor)
-            copy.trunk.load_state_dict(online.trunk.state_dict())
-            copy.projection.load_state_dict(online.projection.state_dict())
-        for module in self._encoder_modules():
-            # The parameters stay in the optimizer's groups, or its saved state could not be loaded.
-            # Without a gradient it does not step them.
-            module.requires_grad_(False)
-            module.zero_grad(set_to_none=True)
+            target.load_state_dict(network.state_dict())
+        for network in self._latent_networks():
+            network.encoder_frozen = True
+            for module in network.encoder_modules():
+                # The parameters stay in the optimizer's groups, or its saved state could not be loaded.
+                # Without a gradient it does not step them.
+                module.requires_grad_(False)
+                module.zero_grad(set_to_none=True)
         self.encoder_frozen = True
         self.set_training_mode(self.training)
 
@@ -175,15 +183,15 @@ class SEERPolicy(BasePolicy):
         """
         super().set_training_mode(mode)
         if self.encoder_frozen:
-            for module in self._encoder_modules():
-                module.eval()
+            for network in self._latent_networks():
+                for module in network.encoder_modules():
+                    module.eval()
 
     def encoder_fingerprint(self) -> str:
         """:return: a short hash of all that decides the value of a latent"""
         digest = hashlib.sha256(f"{self.image_shape} {self.latent_shape} {self.normalize_images}".encode())
         for network in self.encoder_networks:
-            extractor = split(network.features_extractor)
-            for module in (extractor.trunk, extractor.projection):
+            for module in network.encoder_modules():
                 for name, tensor in module.state_dict().items():
                     digest.update(f"{name} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -197,6 +205,11 @@ class SEERPolicy(BasePolicy):
         :param latents: what ``encode`` says of their middle, shape ``(n_envs, N, L)``
         """
         self._encoded = (observations, Latents(latents))
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of others."""
+        self._encoded = None
+        return super().load_state_dict(*args, **kwargs)
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
         """

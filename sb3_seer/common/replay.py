@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from sb3_seer.common.augmentations import CenterCrop
-from sb3_seer.common.storage import LATENT_DTYPES, ImageStore, LatentCodec, LatentStore, MemoryPlan
+from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
+from sb3_seer.common.storage import ImageStore, LatentCodec, LatentStore
 from sb3_seer.common.type_aliases import LatentEncoder, Latents
 
 try:
@@ -88,9 +89,11 @@ class LatentReplayBuffer(ReplayBuffer):
         n_channels = observation_space.shape[0]
         if n_channels % n_stack != 0:
             raise ValueError(f"n_stack: {n_stack} was given, allowed are divisors of the {n_channels} channels")
-        if max_latent_buffer_size is not None and max_latent_buffer_size < buffer_size:
+        if max_latent_buffer_size is not None and (
+            not isinstance(max_latent_buffer_size, (int, np.integer)) or max_latent_buffer_size < buffer_size
+        ):
             raise ValueError(
-                f"max_latent_buffer_size: {max_latent_buffer_size} was given, "
+                f"max_latent_buffer_size: {max_latent_buffer_size!r} was given, "
                 f"allowed are None and integers from buffer_size={buffer_size}"
             )
         self.optimize_memory_usage = optimize_memory_usage
@@ -100,7 +103,7 @@ class LatentReplayBuffer(ReplayBuffer):
         self.latent_dtype, self.max_latent_buffer_size = latent_dtype, max_latent_buffer_size
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
 
-        self.buffer_size = self._image_rows = max(buffer_size // n_envs, 1)
+        self.buffer_size = max(buffer_size // n_envs, 1)
         self.stage = "images"
         self.n_valid = 0  # rows that hold transitions
         self.n_clipped = 0  # numbers outside the range of the latents' dtype
@@ -112,7 +115,7 @@ class LatentReplayBuffer(ReplayBuffer):
         self._store: ImageStore | LatentStore | None = None
         self._image_dtype = np.dtype(observation_space.dtype)
         self._frame_bytes = int(np.prod(observation_space.shape)) * self._image_dtype.itemsize // n_stack
-        self.nbytes = self._image_rows * n_envs * self._frame_bytes
+        self.nbytes = self.buffer_size * n_envs * self._frame_bytes
         self._warn_if_too_large()
 
     # ---- what it takes and what it holds ----
@@ -130,46 +133,22 @@ class LatentReplayBuffer(ReplayBuffer):
         :return: bytes and transitions of both stages
         """
         n_networks, latent_dim = self._known_latent_shape()
-        rows = self._latent_rows(self.latent_dtype)
-        if self.max_latent_buffer_size is not None:
-            rows = min(rows, max(self.max_latent_buffer_size // self.n_envs, 1))
-        if self.stage == "latents":
-            rows = self.buffer_size
-        number_bytes = np.dtype(self.latent_dtype).itemsize
         return MemoryPlan(
-            image_transitions=self._image_rows * self.n_envs,
-            image_bytes=self.nbytes,
-            latent_transitions=rows * self.n_envs,
-            latent_bytes=rows * self.n_envs * number_bytes * n_networks * self.n_augmentations * latent_dim,
+            image_transitions=self.nbytes // self._frame_bytes,
+            n_envs=self.n_envs,
             frame_bytes=self._frame_bytes,
-            number_bytes=number_bytes,
+            number_bytes=np.dtype(self.latent_dtype).itemsize,
             n_networks=n_networks,
             n_augmentations=self.n_augmentations,
             latent_dim=latent_dim,
+            max_latent_transitions=self.max_latent_buffer_size,
         )
 
     def check_capacity(self) -> None:
         """
         :raises ValueError: if the latents of an observation take more bytes than its newest frame
         """
-        plan = self.plan()
-        if plan.latent_transitions >= plan.image_transitions:
-            return
-        options = [
-            f"latent_dtype={dtype!r} holds {self._latent_rows(dtype) * self.n_envs:,}"
-            for dtype in LATENT_DTYPES
-            if np.dtype(dtype).itemsize < plan.number_bytes
-        ]
-        fitting = plan.frame_bytes // (plan.number_bytes * plan.n_networks * plan.latent_dim)
-        if 1 <= fitting < plan.n_augmentations:
-            options.append(f"n_augmentations={fitting} holds {self._latent_rows(self.latent_dtype, fitting) * self.n_envs:,}")
-        smaller = plan.frame_bytes // (plan.number_bytes * plan.n_networks * plan.n_augmentations)
-        options.append(f"a latent of at most {smaller} numbers (features_dim) holds at least {plan.image_transitions:,}")
-        raise ValueError(
-            f"The latents of an observation ({plan.record_bytes:,} bytes) are larger than its image "
-            f"({plan.frame_bytes:,} bytes): freezing would shrink buffer_size from {plan.image_transitions:,} to "
-            f"{plan.latent_transitions:,} transitions. Instead: {'; '.join(options)}."
-        )
+        self.plan().check_capacity()
 
     def size(self) -> int:
         """
@@ -502,13 +481,6 @@ class LatentReplayBuffer(ReplayBuffer):
         self.encoder_fingerprint = self._encoder_or_raise().encoder_fingerprint()
         return LatentStore(arena, rows, self.n_envs, self.latent_dtype, (self.n_augmentations, *self._known_latent_shape()))
 
-    def _latent_rows(self, dtype: str, n_augmentations: int | None = None) -> int:
-        """:return: rows of latents that fit in the bytes of the images"""
-        record = (
-            np.dtype(dtype).itemsize * (n_augmentations or self.n_augmentations) * int(np.prod(self._known_latent_shape()))
-        )
-        return self.nbytes // (self.n_envs * record)
-
     def _known_latent_shape(self) -> tuple[int, int]:
         if self._latent_shape is None:
             raise RuntimeError("The shape of a latent is not known yet: call set_encoder() first")
@@ -521,7 +493,7 @@ class LatentReplayBuffer(ReplayBuffer):
 
     def _warn_if_too_large(self) -> None:
         number_bytes = np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
-        total = self.nbytes + self._image_rows * self.n_envs * (self.action_dim * number_bytes + 3 * 4)
+        total = self.nbytes + self.buffer_size * self.n_envs * (self.action_dim * number_bytes + 3 * 4)
         available = psutil.virtual_memory().available if psutil is not None else total
         if total > available:
             warnings.warn(

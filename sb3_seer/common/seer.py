@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
@@ -37,7 +38,8 @@ class SEERMixin(OffPolicyAlgorithm):
     of the SB3 class, and says so once.
 
     :param args: as for the SB3 class
-    :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never
+    :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never.
+        A fraction is one of each call: give a number of steps to train in several
     :param n_augmentations: K, stored copies of each observation, each with an augmentation of its own
         (1 without augmentation)
     :param augmentation: ``"random_crop"``, ``"random_shift"``, a module from images ``(batch_size, channels, H, W)``
@@ -82,32 +84,30 @@ class SEERMixin(OffPolicyAlgorithm):
         self.freeze_after = check_freeze_after(self.freeze_after)
         if not issubclass(self.policy_class, SEERPolicy):
             warnings.warn(
-                f"{type(self).__name__} has no encoder to freeze with {self.policy_class.__name__}: "
-                "it trains as the SB3 class does. Use CnnPolicy with images to store latents.",
+                f"{type(self).__name__} has no encoder to freeze with the policy {self.policy_class.__module__}."
+                f"{self.policy_class.__name__}: it trains as the SB3 class does. "
+                'Pass policy="CnnPolicy", with images, to store latents.',
                 stacklevel=2,
             )
             super()._setup_model()
             return
 
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            raise ValueError("VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, norm_obs=False)")
-        if self.replay_buffer_class not in (None, LatentReplayBuffer):
-            raise ValueError(
-                f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
-                f"not {self.replay_buffer_class.__name__}"
-            )
+        self._check_arguments()
         if self.env is not None:
             self.n_stack = _find_n_stack(self.env)
         augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
-        image_size = self._augmented_size(augmentation)
-        if image_size != tuple(self.observation_space.shape[-2:]):  # type: ignore[index]
-            self.policy_kwargs = {**self.policy_kwargs, "image_size": image_size}
+        if augmentation is not None:
+            augmentation.to(self.device)
         # Always so: an observation is stored once
         self.optimize_memory_usage = False
         self.replay_buffer = self._make_replay_buffer(augmentation)
+        policy_kwargs, replay_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
+        self.policy_kwargs = {**policy_kwargs, "image_size": self._augmented_size(augmentation)}
         # As for SB3's own buffers, which take n_steps from the algorithm
-        self.replay_buffer_class = None
+        self.replay_buffer_class, self.replay_buffer_kwargs = None, replay_buffer_kwargs.copy()
         super()._setup_model()
+        # What is saved is what was given
+        self.policy_kwargs, self.replay_buffer_kwargs = policy_kwargs, replay_buffer_kwargs
         self.replay_buffer_class = LatentReplayBuffer
 
         self.replay_buffer.set_encoder(self.policy)
@@ -116,27 +116,48 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.verbose >= 1:
             print(self.replay_buffer.plan())
         if self.encoder_frozen:
-            self.replay_buffer.codec = self._latent_codec
+            if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
+                self.replay_buffer.codec = self._latent_codec
             self._freeze()
 
-    def _augmented_size(self, augmentation: nn.Module | None) -> tuple[int, int]:
+    def _check_arguments(self) -> None:
+        """:raises ValueError: for arguments that do not go together with images"""
+        space, buffer_class = self.observation_space, self.replay_buffer_class
+        if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+            raise ValueError(f"{self.policy_class.__name__} needs images (a Box of 3 dimensions), not observations of {space}")
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            raise ValueError("VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, norm_obs=False)")
+        if buffer_class not in (None, LatentReplayBuffer):
+            raise ValueError(
+                f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
+                f"not {getattr(buffer_class, '__name__', repr(buffer_class))}"
+            )
+        if self.freeze_after == 0 and self.latent_dtype == "uint8" and not self.encoder_frozen:
+            raise ValueError(
+                'latent_dtype="uint8" is fitted on the observations that are stored at the freeze, and freeze_after=0 leaves '
+                'none: allowed with it are "float32" and "float16"'
+            )
+
+    def _augmented_size(self, augmentation: nn.Module | None) -> tuple[int, int] | None:
         """
         :param augmentation: module from images to images, or None
-        :return: (height, width) of the images that it puts out
-        :raises ValueError: if these have another number of channels
+        :return: (height, width) of the images that it puts out, None if it leaves them as large as they are
+        :raises ValueError: if these are larger, or have another number of channels
         """
+        if augmentation is None:
+            return None
         shape: tuple[int, ...] = self.observation_space.shape  # type: ignore[assignment]
-        if augmentation is not None:
-            # Trying it out must not move the random numbers of the training
-            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                output = augmentation(th.zeros((1, *shape), dtype=th.uint8, device=self.device))
-            if output.shape[:2] != (1, shape[0]) or output.ndim != 4:
-                raise ValueError(
-                    f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels, "
-                    f"not {(1, *shape)} to {tuple(output.shape)}"
-                )
-            shape = output.shape[1:]
-        return shape[-2], shape[-1]
+        images = th.as_tensor(np.zeros((1, *shape), dtype=self.observation_space.dtype), device=self.device)
+        # Trying it out must not move the random numbers of the training
+        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            output = augmentation(images)
+        if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
+            raise ValueError(
+                f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
+                f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
+            )
+        size = output.shape[2], output.shape[3]
+        return None if size == shape[1:] else size
 
     def _make_replay_buffer(self, augmentation: nn.Module | None) -> LatentReplayBuffer:
         kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack or 1)
@@ -171,8 +192,10 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _freeze(self) -> None:
         assert self.replay_buffer is not None
-        self.policy.freeze_encoder()
+        # First what can be interrupted. An encoder gives the same latents before and after it is frozen
+        self.replay_buffer.set_encoder(self.policy)
         self.replay_buffer.to_latents()
+        self.policy.freeze_encoder()
         self._latent_codec = self.replay_buffer.codec
         self.encoder_frozen = True
         if self.replay_buffer.acting is not None:
@@ -208,16 +231,20 @@ class SEERMixin(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        stores_latents = isinstance(replay_buffer, LatentReplayBuffer) and replay_buffer.stage == "latents"
-        if stores_latents:
+        if isinstance(replay_buffer, LatentReplayBuffer):
             assert isinstance(new_obs, np.ndarray)
             # Where an episode ended, new_obs is the first observation of the next one, which SB3 does not hand on.
             # The buffer encodes it in the same call as the last one of the episode.
             for i in np.flatnonzero(dones):
                 infos[i]["reset_observation"] = new_obs[i]
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if stores_latents and replay_buffer.acting is not None:  # type: ignore[attr-defined]
-            self.policy.remember(*replay_buffer.acting)  # type: ignore[attr-defined]
+        if isinstance(replay_buffer, LatentReplayBuffer) and replay_buffer.acting is not None:
+            self.policy.remember(*replay_buffer.acting)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            self.replay_buffer.set_encoder(self.policy)  # a copy of the model has a buffer without
+        return super()._setup_learn(*args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if isinstance(callback, BaseCallback):
@@ -283,23 +310,38 @@ class SEERMixin(OffPolicyAlgorithm):
                 raise ValueError(f"The replay buffer in {path} has {name}={theirs}, this model has {ours}")
         if replay_buffer.stage == "latents":
             encoder = self.policy.encoder_fingerprint()
-            if not self.encoder_frozen or replay_buffer.encoder_fingerprint != encoder:
+            if not self.encoder_frozen or (replay_buffer.size() > 0 and replay_buffer.encoder_fingerprint != encoder):
                 raise ValueError(
                     f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, "
                     f"but the encoder of this model is {encoder if self.encoder_frozen else 'not frozen'}: "
                     "load the model that was saved with the buffer"
                 )
-        replay_buffer.device = self.device
+        # How to go on is the model's to say
+        ours = self.replay_buffer
+        for name in ("n_augmentations", "latent_dtype"):
+            if replay_buffer.stage == "latents" and getattr(replay_buffer, name) != getattr(ours, name):
+                raise ValueError(
+                    f"The replay buffer in {path} holds latents with {name}={getattr(replay_buffer, name)!r}, "
+                    f"this model has {getattr(ours, name)!r}"
+                )
+        if replay_buffer.stage == "images":
+            replay_buffer.n_augmentations, replay_buffer.latent_dtype = ours.n_augmentations, ours.latent_dtype
+            replay_buffer.max_latent_buffer_size, replay_buffer.codec = ours.max_latent_buffer_size, ours.codec
+        replay_buffer.n_steps, replay_buffer.gamma = ours.n_steps, ours.gamma
+        replay_buffer.augmentation, replay_buffer.device = ours.augmentation, self.device
         replay_buffer.set_encoder(self.policy)
         if self.encoder_frozen and replay_buffer.stage == "images":
             replay_buffer.to_latents()
         self.replay_buffer = replay_buffer
 
 
-def _freezes(callback: BaseCallback) -> bool:
-    """:return: whether a callback, or one in a list of callbacks, is a FreezeEncoderCallback"""
-    children = callback.callbacks if isinstance(callback, CallbackList) else []
-    return isinstance(callback, FreezeEncoderCallback) or any(map(_freezes, children))
+def _freezes(callback: BaseCallback | None) -> bool:
+    """:return: whether a callback is a FreezeEncoderCallback, or calls one"""
+    if callback is None or isinstance(callback, FreezeEncoderCallback):
+        return callback is not None
+    children = list(getattr(callback, "callbacks", []))
+    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    return any(isinstance(child, BaseCallback) and _freezes(child) for child in children)
 
 
 def _find_n_stack(env: VecEnv) -> int:

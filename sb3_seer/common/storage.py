@@ -11,49 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LATENT_DTYPES = ("float32", "float16", "uint8")
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """
-    What a buffer holds, and in how many bytes, before and after the freeze.
-
-    :param image_transitions: transitions held while images are stored (C)
-    :param image_bytes: bytes of the arena that holds them
-    :param latent_transitions: transitions held once latents are stored (C_hat)
-    :param latent_bytes: bytes of the same arena that they fill
-    :param frame_bytes: bytes stored for one observation: its newest frame (P)
-    :param number_bytes: bytes of one number of a latent (b)
-    :param n_networks: networks with a latent of their own (N)
-    :param n_augmentations: augmented copies of each observation (K)
-    :param latent_dim: numbers in a latent (L)
-    """
-
-    image_transitions: int
-    image_bytes: int
-    latent_transitions: int
-    latent_bytes: int
-    frame_bytes: int
-    number_bytes: int
-    n_networks: int
-    n_augmentations: int
-    latent_dim: int
-
-    @property
-    def record_bytes(self) -> int:
-        """bytes of all the latents of one observation: b * N * K * L"""
-        return self.number_bytes * self.n_networks * self.n_augmentations * self.latent_dim
-
-    def __str__(self) -> str:
-        return (
-            f"images: {self.image_transitions:,} transitions in {self.image_bytes / 1e6:,.1f} MB "
-            f"({self.frame_bytes:,} bytes each)\n"
-            f"latents: {self.latent_transitions:,} transitions in {self.latent_bytes / 1e6:,.1f} MB "
-            f"({self.record_bytes:,} bytes each: {self.number_bytes} bytes x {self.n_networks} networks "
-            f"x {self.n_augmentations} copies x {self.latent_dim} numbers)"
-        )
-
 
 @dataclass
 class LatentCodec:
@@ -146,7 +103,6 @@ class TransitionStore:
         """Forget every transition."""
         self.successor.clear()
         self.pending = None
-        self.open[:] = False
 
     def continues(self, obs: np.ndarray) -> np.ndarray:
         """
@@ -220,7 +176,7 @@ class ImageStore(TransitionStore):
         after = self.oldest = (row + 1) % self.rows
         frames = self.frames
         for env in range(self.n_envs):
-            # The oldest row has no row before it, so it always has a history (of nothing if stacks are of one frame)
+            # The oldest row has no row before it, so it always has a history (None: stacks of one frame have none)
             history = self.history.pop((row, env), None)  # [<= n_stack - 1, frame_bytes]
             if history is None or after == row or self.age[after, env] == 0:
                 continue

@@ -1,0 +1,97 @@
+"""What transitions cost: how many of them fit in the same bytes, before and after the freeze."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LATENT_DTYPES = ("float32", "float16", "uint8")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """
+    What a buffer holds, and in how many bytes, before and after the freeze.
+
+    :param image_transitions: transitions held while images are stored (C)
+    :param n_envs: number of parallel environments
+    :param frame_bytes: bytes stored for one observation: its newest frame (P)
+    :param number_bytes: bytes of one number of a latent (b)
+    :param n_networks: networks with a latent of their own (N)
+    :param n_augmentations: augmented copies of each observation (K)
+    :param latent_dim: numbers in a latent (L)
+    :param max_latent_transitions: most transitions held once latents are stored, None: as many as fit
+    """
+
+    image_transitions: int
+    n_envs: int
+    frame_bytes: int
+    number_bytes: int
+    n_networks: int
+    n_augmentations: int
+    latent_dim: int
+    max_latent_transitions: int | None = None
+
+    @property
+    def image_bytes(self) -> int:
+        """bytes of the arena, which holds the images"""
+        return self.image_transitions * self.frame_bytes
+
+    @property
+    def record_bytes(self) -> int:
+        """bytes of all the latents of one observation: b * N * K * L"""
+        return self.number_bytes * self.n_networks * self.n_augmentations * self.latent_dim
+
+    @property
+    def latent_transitions(self) -> int:
+        """transitions held once latents are stored (C_hat)"""
+        rows = self.fitting(self.record_bytes) // self.n_envs
+        if self.max_latent_transitions is not None:
+            rows = min(rows, max(self.max_latent_transitions // self.n_envs, 1))
+        return rows * self.n_envs
+
+    @property
+    def latent_bytes(self) -> int:
+        """bytes of the same arena that the latents fill"""
+        return self.latent_transitions * self.record_bytes
+
+    def fitting(self, record_bytes: int) -> int:
+        """
+        :param record_bytes: bytes of all the latents of one observation
+        :return: how many transitions of such latents fit in the bytes of the images
+        """
+        return self.image_bytes // (self.n_envs * record_bytes) * self.n_envs
+
+    def check_capacity(self) -> None:
+        """
+        :raises ValueError: if the latents of an observation take more bytes than its newest frame; says what would help
+        """
+        if self.latent_transitions >= self.image_transitions:
+            return
+        options = []
+        for dtype in LATENT_DTYPES:
+            number_bytes = np.dtype(dtype).itemsize
+            if number_bytes < self.number_bytes:
+                holds = self.fitting(self.record_bytes // self.number_bytes * number_bytes)
+                options.append(f"latent_dtype={dtype!r} holds {holds:,}")
+        copy_bytes = self.record_bytes // self.n_augmentations
+        n_copies = self.frame_bytes // copy_bytes
+        if n_copies >= 1:
+            options.append(f"n_augmentations={n_copies} holds {self.fitting(n_copies * copy_bytes):,}")
+        dim_bytes = self.record_bytes // self.latent_dim
+        dim = self.frame_bytes // dim_bytes
+        if dim >= 1:
+            options.append(f"a latent of {dim} numbers (features_dim={dim}) holds {self.fitting(dim * dim_bytes):,}")
+        raise ValueError(
+            f"The latents of an observation ({self.record_bytes:,} bytes) are larger than its image "
+            f"({self.frame_bytes:,} bytes): freezing would shrink buffer_size from {self.image_transitions:,} to "
+            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(options) or 'a smaller latent'}."
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"images: {self.image_transitions:,} transitions in {self.image_bytes / 1e6:,.1f} MB "
+            f"({self.frame_bytes:,} bytes each)\n"
+            f"latents: {self.latent_transitions:,} transitions in {self.latent_bytes / 1e6:,.1f} MB "
+            f"({self.record_bytes:,} bytes each: {self.number_bytes} bytes x N={self.n_networks} networks "
+            f"x K={self.n_augmentations} copies x L={self.latent_dim} numbers)"
+        )
