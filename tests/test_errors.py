@@ -31,7 +31,12 @@ from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
         (dict(augmentation="flip"), "augmentation must be one of .*random_crop.*random_shift.*not 'flip'"),
         (dict(augmentation=th.nn.Flatten()), "augmentation must map images"),
         (dict(latent_dtype="float64"), "latent_dtype.*float64.*float32"),
+        (dict(augmentation=["random_crop"]), "augmentation must be one of"),
+        (dict(augmentation=th.nn.ZeroPad2d(2)), "not larger, not .*16, 16.* to .*20, 20"),
+        (dict(latent_dtype="uint8", freeze_after=0), "uint8.*freeze_after=0"),
         (dict(max_latent_buffer_size=10), "max_latent_buffer_size.*10"),
+        (dict(max_latent_buffer_size="large"), "max_latent_buffer_size.*large"),
+        (dict(replay_buffer_class="HerReplayBuffer"), "replay_buffer_class must be LatentReplayBuffer .*HerReplayBuffer"),
         (dict(replay_buffer_class=HerReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not HerReplayBuffer"),
         (dict(replay_buffer_class=ReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not ReplayBuffer"),
     ],
@@ -68,6 +73,11 @@ def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
         model.freeze_encoder()
     assert not model.encoder_frozen and model.replay_buffer.stage == "images"
     assert all(parameter.requires_grad for parameter in model.policy.parameters())
+
+
+def test_a_cnn_policy_without_images():
+    with pytest.raises(ValueError, match="CnnPolicy needs images"):
+        SEERDQN("CnnPolicy", "CartPole-v1")
 
 
 def test_normalised_images():

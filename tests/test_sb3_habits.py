@@ -1,0 +1,281 @@
+"""What SB3's users do with a model, and with extractors, optimizers and callbacks of their own."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import (
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.vec_env import VecTransposeImage
+from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
+from torch import nn
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+
+
+class NormedCNN(BaseFeaturesExtractor):
+    """A user's extractor, with layers that behave differently in training."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=8)
+        channels, height, width = observation_space.shape
+        self.cnn = nn.Sequential(nn.Conv2d(channels, 8, 4, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.linear = nn.Sequential(nn.Flatten(), nn.Linear(8 * (height // 4) * (width // 4), 8))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(self.cnn(observations))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [dict(), dict(n_steps=3), dict(use_sde=True), dict(target_update_interval=3, ent_coef=0.2), dict(gradient_steps=4)],
+)
+def test_updates_of_sac_are_sb3s_where_there_is_nothing_to_encode(kwargs):
+    """
+    An exact oracle of train(): with an extractor that has no weights, tied or separate networks are the same.
+    """
+    policy_kwargs = dict(features_extractor_class=FlattenExtractor, net_arch=[16, 16])
+    settings: dict[str, Any] = dict(
+        buffer_size=500, learning_starts=20, batch_size=16, seed=0, device="cpu", policy_kwargs=policy_kwargs, **kwargs
+    )
+    ours = SEERSAC("CnnPolicy", DialEnv(), freeze_after=None, **settings)
+    theirs = SAC("CnnPolicy", DialEnv(), **settings)
+    ours.set_parameters(theirs.get_parameters())
+    for model in (ours, theirs):
+        np.random.seed(1)
+        th.manual_seed(1)
+        model.action_space.seed(1)
+        model.learn(60)
+        assert model._n_updates >= 40
+    assert_same(dict(ours.policy.state_dict()), dict(theirs.policy.state_dict()))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_batch_norm_and_dropout_stay_in_evaluation_mode(algorithm):
+    model = make_model(algorithm, NormedCNN, freeze_after=40)
+    model.learn(60)
+    frozen = encoder_state(model)
+    assert any("running_mean" in name for name in frozen)
+    # Twice the same latents, in training mode too
+    observation = model._last_obs
+    model.policy.set_training_mode(True)
+    th.testing.assert_close(model.encode(observation), model.encode(observation), rtol=0, atol=0)
+    model.policy.set_training_mode(True)
+    network = model.policy.encoder_networks[0]
+    assert not any(module.training for module in network.features_extractor.cnn.modules())
+    model.learn(40, reset_num_timesteps=False)
+    assert_same(encoder_state(model), frozen)
+
+
+@pytest.mark.parametrize(
+    "optimizer_class, optimizer_kwargs", [(th.optim.AdamW, dict(weight_decay=0.1)), (th.optim.SGD, dict(momentum=0.9))]
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_neither_weight_decay_nor_momentum_moves_a_frozen_encoder(algorithm, optimizer_class, optimizer_kwargs):
+    model = make_model(algorithm, freeze_after=None)
+    policy_kwargs = {**model.policy_kwargs, "optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs}
+    model = algorithm(
+        "CnnPolicy", model.get_env(), policy_kwargs=policy_kwargs, buffer_size=200, learning_starts=10, batch_size=8,
+        train_freq=1, freeze_after=30, device="cpu",
+    )  # fmt: skip
+    model.learn(31)
+    frozen = encoder_state(model)
+    model.learn(40, reset_num_timesteps=False)
+    assert_same(encoder_state(model), frozen)
+
+
+def test_convolutions_that_the_user_fixed_are_left_alone():
+    model = make_model(SEERDQN, freeze_after=40)
+    model.q_net.features_extractor.trunk.requires_grad_(False)
+    fixed = copy.deepcopy(model.q_net.features_extractor.trunk.state_dict())
+    model.learn(60)
+    assert_same(dict(model.q_net.features_extractor.trunk.state_dict()), dict(fixed))
+
+
+def test_the_best_model_of_an_evaluation_loads(tmp_path):
+    callback = EvalCallback(Monitor(LightEnv()), eval_freq=30, best_model_save_path=str(tmp_path), verbose=0)
+    model = make_model(SEERQRDQN, freeze_after=20)
+    model.learn(70, callback=callback)
+    best = SEERQRDQN.load(tmp_path / "best_model", device="cpu")
+    assert best.encoder_frozen
+    evaluate_policy(best, Monitor(LightEnv()), n_eval_episodes=2)
+
+
+def test_checkpoints_around_the_freeze_resume(tmp_path):
+    """The one of step T_f is written while that step is not stored yet."""
+    model = make_model(SEERSAC, freeze_after=40)
+    model.learn(60, callback=CheckpointCallback(20, str(tmp_path), save_replay_buffer=True))
+    for step in (20, 40, 60):
+        loaded = SEERSAC.load(tmp_path / f"rl_model_{step}_steps", env=DialEnv(), device="cpu")
+        loaded.load_replay_buffer(tmp_path / f"rl_model_replay_buffer_{step}_steps.pkl")
+        assert loaded.encoder_frozen == (step > 40)
+        assert loaded.replay_buffer.size() == step - 1
+        loaded.learn(30, reset_num_timesteps=False)
+        assert loaded.encoder_frozen
+        assert loaded.replay_buffer.size() == step + 29
+
+
+def test_callbacks_that_freeze_may_be_called_by_others():
+    model = make_model(SEERQRDQN, freeze_after=15)
+    frozen = []
+
+    class Watch(FreezeEncoderCallback):
+        def _on_step(self) -> bool:
+            super()._on_step()
+            frozen.append((self.model.num_timesteps, self.model.encoder_frozen))
+            return True
+
+    model.learn(70, callback=EveryNTimesteps(20, Watch(45)))
+    assert frozen == [(20, False), (40, False), (60, True)]
+
+    model = make_model(SEERQRDQN, freeze_after=None)
+    model.learn(40, callback=EvalCallback(Monitor(LightEnv()), FreezeEncoderCallback(1), eval_freq=20, verbose=0))
+    assert model.encoder_frozen
+
+
+def test_training_that_was_stopped_goes_on():
+    model = make_model(SEERQRDQN, freeze_after=25)
+    model.learn(200, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps == 30
+    model.learn(40, reset_num_timesteps=False)
+    assert model.num_timesteps == 70
+    # The step at which it was stopped is not stored, as in SB3
+    assert model.replay_buffer.size() == 69
+
+
+@pytest.mark.parametrize("freeze_after", [None, 20])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_copy_of_a_model_trains_on(algorithm, freeze_after):
+    model = make_model(algorithm, freeze_after=freeze_after)
+    model.learn(30)
+    model.set_logger(configure(None, []))
+    clone = copy.deepcopy(model)
+    clone.learn(30, reset_num_timesteps=False)
+    if freeze_after is None:
+        clone.freeze_encoder()
+    assert clone.encoder_frozen
+    assert clone.replay_buffer.size() == 60
+
+
+def test_a_model_loads_with_another_number_of_environments(tmp_path):
+    model = make_model(SEERSAC, freeze_after=20)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    env = make_vec_env(DialEnv, n_envs=2)
+    loaded = SEERSAC.load(tmp_path / "model", env=env, device="cpu")
+    loaded.learn(40)
+    assert loaded.replay_buffer.size() == 20
+    assert loaded.replay_buffer.buffer_size == model.replay_buffer.buffer_size // 2
+
+
+def test_images_with_the_channels_last_that_are_not_square():
+    class WideEnv(LightEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (16, 20, 3), np.uint8)
+
+        def _draw(self, lamp: int) -> np.ndarray:
+            return self.np_random.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+
+    model = SEERDQN(
+        "CnnPolicy", WideEnv(), buffer_size=100, learning_starts=10, freeze_after=20, device="cpu",
+        augmentation="random_shift", n_augmentations=2, policy_kwargs=dict(features_extractor_class=TinyEncoder),
+    )  # fmt: skip
+    model.learn(40)
+    image = WideEnv().reset(seed=0)[0]
+    th.testing.assert_close(model.encode(image), model.encode(VecTransposeImage.transpose_image(image)))
+    assert model.predict(image, deterministic=True)[0] == model.predict(image[None], deterministic=True)[0][0]
+
+
+@pytest.mark.parametrize("augmentation", [None, nn.AvgPool2d(3, 1, 1)])
+def test_images_that_are_normalised_already(augmentation):
+    class FloatEnv(LightEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 1, (1, 16, 16), np.float32)
+
+        def _draw(self, lamp: int) -> np.ndarray:
+            return self.np_random.random((1, 16, 16), dtype=np.float32)
+
+    model = SEERDQN(
+        "CnnPolicy", FloatEnv(), buffer_size=100, learning_starts=10, freeze_after=20, device="cpu",
+        augmentation=augmentation, policy_kwargs=dict(features_extractor_class=TinyEncoder, normalize_images=False),
+    )  # fmt: skip
+    model.learn(40)
+    assert model.replay_buffer.nbytes == 100 * 4 * 256
+    assert model.encoder_frozen
+
+
+def test_what_is_saved_is_what_was_given(tmp_path):
+    policy_kwargs = dict(features_extractor_class=TinyEncoder, net_arch=[8])
+    kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12), n_steps=3)
+    model = SEERDQN("CnnPolicy", LightEnv(), buffer_size=100, policy_kwargs=policy_kwargs, device="cpu", **kwargs)
+    assert policy_kwargs == dict(features_extractor_class=TinyEncoder, net_arch=[8])
+    model.save(tmp_path / "model")
+    loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", policy_kwargs=policy_kwargs, n_steps=5, gamma=0.5)
+    assert loaded.replay_buffer.n_steps == 5 and loaded.replay_buffer.gamma == 0.5
+    assert loaded.policy.image_shape == (1, 12, 12)
+
+
+def test_a_loaded_buffer_follows_the_model(tmp_path):
+    plain = make_model(SEERDQN, freeze_after=None)
+    plain.learn(40)
+    plain.save_replay_buffer(tmp_path / "images")
+    kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model = make_model(SEERDQN, freeze_after=30, n_steps=3, latent_dtype="float16", **kwargs)
+    model.load_replay_buffer(tmp_path / "images")
+    assert model.replay_buffer.sample(4).observations.shape == (4, 1, 12, 12)
+    model.learn(40)
+    assert model.replay_buffer.plan().number_bytes == 2
+    assert model.replay_buffer.n_augmentations == 2 and model.replay_buffer.n_steps == 3
+
+    model.save_replay_buffer(tmp_path / "latents")
+    model.save(tmp_path / "model")
+    other = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", latent_dtype="float32")
+    with pytest.raises(ValueError, match="latent_dtype='float16', this model has 'float32'"):
+        other.load_replay_buffer(tmp_path / "latents")
+
+
+def test_a_frozen_model_may_go_on_with_another_latent_dtype(tmp_path):
+    model = make_model(SEERDQN, freeze_after=20)
+    model.learn(40)
+    model.save(tmp_path / "model")
+    other = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", latent_dtype="float16")
+    other.learn(30)
+    sampled = other.replay_buffer.sample(20).observations.values
+    assert sampled.abs().max() > 0 and th.equal(sampled, sampled.half().float())
+    with pytest.raises(ValueError, match="uint8"):
+        SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", latent_dtype="uint8")
+
+
+def test_an_interrupted_freeze_leaves_a_model_that_learns(monkeypatch):
+    model = make_model(SEERDQN, freeze_after=None)
+    model.learn(40)
+    encode = model.policy.encode
+
+    def interrupt(images: th.Tensor) -> th.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.policy, "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.freeze_encoder()
+    assert not model.encoder_frozen and not model.policy.encoder_frozen
+    assert model.replay_buffer.stage == "images" and model.replay_buffer.size() == 0
+    monkeypatch.setattr(model.policy, "encode", encode)
+    model.learn(40)
+    model.freeze_encoder()
+    assert model.replay_buffer.size() == 40
