@@ -103,11 +103,10 @@ def test_callback_needs_a_seer_algorithm():
         DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).learn(1, callback=FreezeEncoderCallback())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize(
+    "algorithm, vec_env_cls", [*((algorithm, DummyVecEnv) for algorithm in ALGORITHMS), (SEERSAC, SubprocVecEnv)]
+)
 def test_several_environments_with_stacked_frames(algorithm, vec_env_cls):
-    if vec_env_cls is SubprocVecEnv and algorithm is not SEERSAC:
-        pytest.skip("one algorithm shows it")
     env_class = DialEnv if algorithm is SEERSAC else LightEnv
     env = VecFrameStack(make_vec_env(env_class, n_envs=3, vec_env_cls=vec_env_cls), 3, channels_order="first")
     model = algorithm(

@@ -69,3 +69,12 @@ class FreezeEncoderCallback(BaseCallback):
             return self.freeze_after
         start, end = self.model._num_timesteps_at_start, self.model._total_timesteps
         return start + round(self.freeze_after * (end - start))
+
+
+def freezes(callback: BaseCallback | None) -> bool:
+    """:return: whether a callback is a FreezeEncoderCallback, or calls one"""
+    if callback is None or isinstance(callback, FreezeEncoderCallback):
+        return callback is not None
+    children = list(getattr(callback, "callbacks", []))
+    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    return any(isinstance(child, BaseCallback) and freezes(child) for child in children)

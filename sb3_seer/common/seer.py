@@ -14,14 +14,14 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
-from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after
+from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.storage import LatentCodec
+from sb3_seer.common.utils import find_n_stack
 
 
 class SEERMixin(OffPolicyAlgorithm):
@@ -94,7 +94,7 @@ class SEERMixin(OffPolicyAlgorithm):
 
         self._check_arguments()
         if self.env is not None:
-            self.n_stack = _find_n_stack(self.env)
+            self.n_stack = find_n_stack(self.env)
         augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
         if augmentation is not None:
             augmentation.to(self.device)
@@ -251,7 +251,7 @@ class SEERMixin(OffPolicyAlgorithm):
             callback = [callback]
         elif not isinstance(callback, list):
             callback = [] if callback is None else [ConvertCallback(callback)]
-        if self.freeze_after is not None and isinstance(self.policy, SEERPolicy) and not any(map(_freezes, callback)):
+        if self.freeze_after is not None and isinstance(self.policy, SEERPolicy) and not any(map(freezes, callback)):
             callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
         return super()._init_callback(callback, progress_bar)
 
@@ -333,29 +333,3 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.encoder_frozen and replay_buffer.stage == "images":
             replay_buffer.to_latents()
         self.replay_buffer = replay_buffer
-
-
-def _freezes(callback: BaseCallback | None) -> bool:
-    """:return: whether a callback is a FreezeEncoderCallback, or calls one"""
-    if callback is None or isinstance(callback, FreezeEncoderCallback):
-        return callback is not None
-    children = list(getattr(callback, "callbacks", []))
-    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    return any(isinstance(child, BaseCallback) and _freezes(child) for child in children)
-
-
-def _find_n_stack(env: VecEnv) -> int:
-    """
-    :param env: environment of the algorithm, with images whose channels come first
-    :return: the number of frames that its wrappers stack, 1 if they do not
-    """
-    n_channels: int = env.observation_space.shape[0]  # type: ignore[index]
-    n_stack = 1
-    venv = env
-    while isinstance(venv, VecEnvWrapper):
-        if isinstance(venv, VecFrameStack):
-            n_stack = venv.stacked_obs.n_stack
-        venv = venv.venv
-    if n_stack == 1 and env.has_attr("stack_size"):  # gymnasium.wrappers.FrameStackObservation
-        n_stack = env.get_attr("stack_size")[0]
-    return n_stack if n_channels % n_stack == 0 else 1
