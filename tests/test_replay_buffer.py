@@ -14,8 +14,8 @@ from replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, 
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.storage import LatentCodec
 from sb3_seer.common.type_aliases import Latents
 
 GAMMA = 0.5

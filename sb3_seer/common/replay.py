@@ -12,10 +12,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from tqdm import tqdm
 
-from sb3_seer.common.augmentations import CenterCrop
+from sb3_seer.common.codec import LatentCodec
+from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ImageEncoding
 from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
-from sb3_seer.common.storage import ImageStore, LatentCodec, LatentStore
-from sb3_seer.common.type_aliases import LatentEncoder, Latents
+from sb3_seer.common.storage import ImageStore, LatentStore
+from sb3_seer.common.type_aliases import Latents
 
 try:
     # Check memory used by replay buffer when possible
@@ -23,13 +24,11 @@ try:
 except ImportError:
     psutil = None  # type: ignore[assignment]
 
-# Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
-MAX_ENCODER_INPUTS = 64
 # Observations that the range of uint8 latents is fitted on
 MAX_FIT_OBSERVATIONS = 1024
 
 
-class LatentReplayBuffer(ReplayBuffer):
+class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
     """
     Replay buffer that holds images until ``to_latents()`` is called, and K * N latents an observation
     from then on, in the same bytes: see section 4 of the SEER paper (Chen et al., 2021).
@@ -106,12 +105,9 @@ class LatentReplayBuffer(ReplayBuffer):
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.stage = "images"
         self.n_valid = 0  # rows that hold transitions
-        self.n_clipped = 0  # numbers outside the range of the latents' dtype
         self.encoder_fingerprint: str | None = None
         # The new observations to act on and their float32 latents, from the encoder call of the last add()
         self.acting: tuple[np.ndarray, th.Tensor] | None = None
-        self._encoder: LatentEncoder | None = None
-        self._latent_shape: tuple[int, int] | None = None
         self._store: ImageStore | LatentStore | None = None
         self._image_dtype = np.dtype(observation_space.dtype)
         self._frame_bytes = int(np.prod(observation_space.shape)) * self._image_dtype.itemsize // n_stack
@@ -119,14 +115,6 @@ class LatentReplayBuffer(ReplayBuffer):
         self._warn_if_too_large()
 
     # ---- what it takes and what it holds ----
-
-    def set_encoder(self, encoder: LatentEncoder) -> None:
-        """
-        :param encoder: what turns images into latents; needed before ``to_latents()`` and, after loading,
-            before the next ``add()`` of the latents stage
-        """
-        self._encoder = encoder
-        self._latent_shape = encoder.latent_shape
 
     def plan(self) -> MemoryPlan:
         """
@@ -432,46 +420,6 @@ class LatentReplayBuffer(ReplayBuffer):
         with th.no_grad():
             return self.augmentation(images[0]), self.augmentation(images[1])
 
-    # ---- bytes, images, latents ----
-
-    def _to_bytes(self, images: np.ndarray, n_envs: int | None = None) -> np.ndarray:
-        """:return: bytes of the images of every env, shape [n_envs, n_stack, frame_bytes]; a copy only where needed"""
-        array = np.ascontiguousarray(images, dtype=self._image_dtype)
-        array = array.reshape(n_envs or self.n_envs, *self.obs_shape)
-        return array.view(np.uint8).reshape(len(array), self.n_stack, self._frame_bytes)
-
-    def _to_images(self, frames: np.ndarray) -> th.Tensor:
-        """:return: the images that these bytes, shape [batch_size, n_stack, frame_bytes], are, on the device"""
-        images = frames.view(self._image_dtype).reshape(len(frames), *self.obs_shape)
-        return self.to_torch(images, copy=False)
-
-    def _network_inputs(self, frames: np.ndarray, n_copies: int | None = None) -> th.Tensor:
-        """:return: n_copies (K) augmented images of each stack of frames, one after the other"""
-        images = self._to_images(frames)
-        if self.augmentation is None:
-            return self._center_crop(images)
-        with th.no_grad():
-            return self.augmentation(images.repeat_interleave(n_copies or self.n_augmentations, dim=0))
-
-    def _center_crop(self, images: th.Tensor) -> th.Tensor:
-        """:return: what the encoder sees of images that are not augmented"""
-        return CenterCrop(self._encoder_or_raise().image_shape[1:])(images)
-
-    def _encode(self, frames: np.ndarray) -> np.ndarray:
-        """:return: stored latents of stacks of frames, shape [batch_size, K, N, L], a few encoder inputs at a time"""
-        latents = [np.zeros((0, *self._known_latent_shape()), dtype=np.float32)]
-        step = max(MAX_ENCODER_INPUTS // self.n_augmentations, 1)
-        for i in range(0, len(frames), step):
-            inputs = self._network_inputs(frames[i : i + step])
-            latents.append(self._encoder_or_raise().encode(inputs).cpu().numpy())
-        return self._to_stored(np.concatenate(latents).reshape(len(frames), self.n_augmentations, *latents[0].shape[1:]))
-
-    def _to_stored(self, latents: np.ndarray) -> np.ndarray:
-        assert self.codec is not None
-        stored, n_clipped = self.codec.encode(latents)
-        self.n_clipped += n_clipped
-        return stored
-
     def _set_acting(self, pending: np.ndarray, latents: th.Tensor) -> None:
         observations = pending.view(self._image_dtype).reshape(self.n_envs, *self.obs_shape)
         self.acting = observations.copy(), latents
@@ -480,16 +428,6 @@ class LatentReplayBuffer(ReplayBuffer):
         # Not known any earlier: the weights of a model that is loaded come after its (empty) buffer
         self.encoder_fingerprint = self._encoder_or_raise().encoder_fingerprint()
         return LatentStore(arena, rows, self.n_envs, self.latent_dtype, (self.n_augmentations, *self._known_latent_shape()))
-
-    def _known_latent_shape(self) -> tuple[int, int]:
-        if self._latent_shape is None:
-            raise RuntimeError("The shape of a latent is not known yet: call set_encoder() first")
-        return self._latent_shape
-
-    def _encoder_or_raise(self) -> LatentEncoder:
-        if self._encoder is None:
-            raise RuntimeError("The buffer has no encoder (it is never pickled): call set_encoder() first")
-        return self._encoder
 
     def _warn_if_too_large(self) -> None:
         number_bytes = np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize

@@ -18,9 +18,9 @@ from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
+from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.storage import LatentCodec
 from sb3_seer.common.utils import find_n_stack
 
 
