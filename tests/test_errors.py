@@ -113,3 +113,9 @@ def test_dict_observations_train_as_in_sb3():
     with pytest.warns(UserWarning, match="no encoder to freeze"):
         model = SEERDQN("MultiInputPolicy", DictEnv(), buffer_size=20, learning_starts=5, device="cpu")
     model.learn(10)
+
+
+def test_a_buffer_that_the_memory_does_not_hold_is_named():
+    model = make_model(SEERDQN, buffer_size=10**15)
+    with pytest.raises(MemoryError, match=r"buffer_size=1,000,000,000,000,000 transitions, which take 256000000\.0 GB"):
+        model.learn(1)

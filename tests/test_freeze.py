@@ -48,7 +48,7 @@ def test_freezes_at_the_step_asked_for(algorithm, freeze_after, expected):
 
 def test_freeze_at_zero_stores_latents_from_the_first_step():
     model = make_model(SEERQRDQN, freeze_after=0)
-    with pytest.warns(UserWarning, match="before its first gradient step"):
+    with pytest.warns(UserWarning, match="at step 0, before its first gradient step"):
         assert frozen_at(model, 30) == 1
     assert model.replay_buffer.size() == 30
 

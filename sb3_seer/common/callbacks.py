@@ -68,7 +68,7 @@ class FreezeEncoderCallback(BaseCallback):
         if isinstance(self.freeze_after, int):
             return self.freeze_after
         start, end = self.model._num_timesteps_at_start, self.model._total_timesteps
-        return start + round(self.freeze_after * (end - start))
+        return start + max(round(self.freeze_after * (end - start)), 1)
 
 
 def freezes(callback: BaseCallback | None) -> bool:

@@ -214,7 +214,13 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
     def _allocate(self) -> ImageStore | LatentStore:
         """Memory is taken by the first add(), so that a model loaded to predict takes none."""
         if self._store is None:
-            arena = np.zeros(self.nbytes, dtype=np.uint8)
+            try:
+                arena = np.zeros(self.nbytes, dtype=np.uint8)
+            except MemoryError as error:
+                raise MemoryError(
+                    f"The memory does not hold buffer_size={self.buffer_size * self.n_envs:,} transitions, which take "
+                    f"{self.nbytes / 1e9:.1f} GB: give a smaller buffer_size (SB3's default is 1,000,000)"
+                ) from error
             if self.stage == "images":
                 self._store = ImageStore(arena, self.buffer_size, self.n_envs, self.n_stack)
             else:

@@ -113,7 +113,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
             self.replay_buffer.check_capacity()
-        if self.verbose >= 1:
+        if self.verbose >= 1 and self.env is not None:  # without, it will only predict
             print(self.replay_buffer.plan())
         if self.encoder_frozen:
             if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
@@ -186,7 +186,9 @@ class SEERMixin(OffPolicyAlgorithm):
         replay_buffer.check_capacity()
         if self._n_updates == 0:
             warnings.warn(
-                "The encoder is frozen before its first gradient step: freeze_after <= learning_starts?", stacklevel=2
+                f"The encoder is frozen at step {self.num_timesteps}, before its first gradient step: "
+                f"freeze_after should be larger than learning_starts={self.learning_starts}",
+                stacklevel=2,
             )
         self._freeze()
 
