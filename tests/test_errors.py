@@ -116,6 +116,6 @@ def test_dict_observations_train_as_in_sb3():
 
 
 def test_a_buffer_that_the_memory_does_not_hold_is_named():
-    model = make_model(SEERDQN, buffer_size=10**15)
-    with pytest.raises(MemoryError, match=r"buffer_size=1,000,000,000,000,000 transitions, which take 256000000\.0 GB"):
+    model = make_model(SEERDQN, buffer_size=10**15, freeze_after=None)
+    with pytest.raises(MemoryError, match=r"buffer_size=1,000,000,000,000,000 images, which take 256000000\.0 GB"):
         model.learn(1)

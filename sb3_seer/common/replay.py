@@ -218,7 +218,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 arena = np.zeros(self.nbytes, dtype=np.uint8)
             except MemoryError as error:
                 raise MemoryError(
-                    f"The memory does not hold buffer_size={self.buffer_size * self.n_envs:,} transitions, which take "
+                    f"The memory does not hold buffer_size={self.nbytes // self._frame_bytes:,} images, which take "
                     f"{self.nbytes / 1e9:.1f} GB: give a smaller buffer_size (SB3's default is 1,000,000)"
                 ) from error
             if self.stage == "images":
