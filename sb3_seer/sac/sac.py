@@ -1,5 +1,5 @@
 from collections import defaultdict
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
@@ -8,9 +8,10 @@ from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.sac import SAC
 from torch.nn import functional as F
 
+from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy
 
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
 
@@ -22,11 +23,14 @@ class SEERSAC(SEERMixin, SAC):
     Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1; control: section 5.1, without the contrastive loss of CURL).
 
     All parameters of SB3's :class:`~stable_baselines3.sac.SAC`, with the same defaults and meaning, and those of
-    :class:`~sb3_seer.common.seer.SEERMixin`. With images (``CnnPolicy``) it differs from SB3's SAC in this:
+    :class:`~sb3_seer.common.seer.SEERMixin`. With images (``CnnPolicy``, ``MultiInputPolicy``) it differs from SB3's SAC
+    in this:
 
-    * the convolutions are shared, and the critic's loss trains them: see :class:`~sb3_seer.sac.policies.CnnPolicy`,
+    * the convolutions are shared, and the critic's loss trains them: see :class:`~sb3_seer.sac.policies.SEERSACPolicy`,
     * each batch is encoded once for each gradient step, so the actor learns from features computed before
-      the critic's step, and its loss computes no gradient for the critics.
+      the critic's step, and its loss computes no gradient for the critics,
+    * with a prioritised replay buffer, the critics' squared errors count by the weights of the transitions, and the
+      priority of one is the mean of the critics' absolute errors.
 
     With ``MlpPolicy`` it is SB3's SAC.
     """
@@ -44,10 +48,11 @@ class SEERSAC(SEERMixin, SAC):
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions in a batch
         """
-        if not isinstance(self.policy, CnnPolicy):
+        if not isinstance(self.policy, SEERSACPolicy):
             super().train(gradient_steps, batch_size)
             return
-        assert self.replay_buffer is not None
+        replay_buffer: Any = self.replay_buffer
+        prioritized = is_prioritized(replay_buffer)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
@@ -57,8 +62,9 @@ class SEERSAC(SEERMixin, SAC):
         # Read at the end: each .item() would make the host wait for the device
         logs: dict[str, list[th.Tensor]] = defaultdict(list)
         for gradient_step in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             discounts = batch.discounts if batch.discounts is not None else self.gamma
+            weights = batch.weights if prioritized else 1.0
             latents, next_latents, target_latents = self.policy.encode_batch(batch.observations, batch.next_observations)
 
             if self.use_sde:
@@ -74,7 +80,9 @@ class SEERSAC(SEERMixin, SAC):
                 target_q_values = batch.rewards + (1 - batch.dones) * discounts * next_values
 
             current_q_values = self.critic(latents, batch.actions)
-            critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
+            critic_loss = 0.5 * sum(
+                (weights * F.mse_loss(current_q, target_q_values, reduction="none")).mean() for current_q in current_q_values
+            )
             assert isinstance(critic_loss, th.Tensor)
             # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
             self.critic.optimizer.zero_grad()
@@ -92,6 +100,10 @@ class SEERSAC(SEERMixin, SAC):
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
                 # Copy running stats, see https://github.com/DLR-RM/stable-baselines3/issues/996
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+            if prioritized:
+                errors = (target_q_values - th.cat(current_q_values, dim=1)).abs().mean(dim=1)  # [batch_size]
+                replay_buffer.update_priorities(batch.indices, errors.detach().cpu().numpy())
 
             logs["critic_loss"].append(critic_loss.detach())
             logs["actor_loss"].append(actor_loss.detach())
