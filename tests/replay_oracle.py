@@ -7,6 +7,8 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_seer.common.augmentations import CenterCrop
+
 Step = dict[str, Any]
 
 
@@ -82,6 +84,9 @@ class Oracle:
         self.buffer, self.streams = buffer, streams
         self.steps: list[list[Step]] = []
         self.n_held = 0
+        # By the name of a transition: new ones get the largest so far
+        self.priorities: dict[int, float] = {}
+        self.max_priority = 1.0
 
     def add(self, n_steps: int = 1) -> None:
         for _ in range(n_steps):
@@ -89,6 +94,7 @@ class Oracle:
             # The action is the name of a transition
             names = np.arange(len(steps), dtype=np.float32) + len(self.steps) * len(steps)
             self.steps.append(steps)
+            self.priorities.update({int(name): self.max_priority for name in names})
             self.buffer.add(
                 np.stack([step["obs"] for step in steps]),
                 np.stack([step["next_obs"] for step in steps]),
@@ -103,6 +109,7 @@ class Oracle:
     def clear(self) -> None:
         self.buffer.reset()
         self.n_held = 0
+        self.max_priority = 1.0
 
     def names(self) -> set[int]:
         """:return: names of the transitions that the buffer must hold, and no others"""
@@ -139,10 +146,12 @@ class StubEncoder:
 
     def __init__(self, image_shape: tuple[int, int, int], latent_shape: tuple[int, int] = (2, 2)):
         self.image_shape, self.latent_shape = image_shape, latent_shape
-        self.device = th.device("cpu")
         self.n_inputs: list[int] = []
         size = (int(np.prod(image_shape)), int(np.prod(latent_shape)))
         self.weights = th.as_tensor(np.random.RandomState(0).randint(-9, 10, size=size)).float()
+
+    def center_crop(self, images: th.Tensor) -> th.Tensor:
+        return CenterCrop(self.image_shape[1:])(images)
 
     def encode(self, images: th.Tensor) -> th.Tensor:
         assert images.shape[1:] == self.image_shape

@@ -1,10 +1,8 @@
 """Bad input: one clear ValueError at construction, which names the parameter, what was given and what is allowed."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -99,20 +97,6 @@ def test_nothing_to_freeze():
 def test_callback(freeze_after):
     with pytest.raises(ValueError, match="freeze_after must be"):
         FreezeEncoderCallback(freeze_after)
-
-
-def test_dict_observations_train_as_in_sb3():
-    class DictEnv(gym.ObservationWrapper):
-        def __init__(self) -> None:
-            super().__init__(LightEnv(size=48))
-            self.observation_space = spaces.Dict(image=self.env.observation_space)
-
-        def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
-            return dict(image=observation)
-
-    with pytest.warns(UserWarning, match="no encoder to freeze"):
-        model = SEERDQN("MultiInputPolicy", DictEnv(), buffer_size=20, learning_starts=5, device="cpu")
-    model.learn(10)
 
 
 def test_a_buffer_that_the_memory_does_not_hold_is_named():

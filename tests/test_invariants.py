@@ -194,8 +194,8 @@ def test_known_latents_are_used_for_the_same_observations_only(algorithm):
     model.learn(60)
     encoded, latents = model.policy._encoded
     np.testing.assert_array_equal(encoded, model._last_obs)
-    th.testing.assert_close(latents.values, model.encode(model._last_obs), rtol=1e-5, atol=1e-6)
+    th.testing.assert_close(latents, model.encode(model._last_obs), rtol=1e-5, atol=1e-6)
     known, _ = model.policy.obs_to_tensor(model._last_obs)
-    assert known is latents
+    assert known.values is latents
     other, _ = model.policy.obs_to_tensor(model._last_obs + 1)
     assert isinstance(other, th.Tensor)

@@ -2,6 +2,8 @@
 
 import pickle
 import tracemalloc
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ from replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, 
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
@@ -56,10 +59,16 @@ def make_oracle(
 
 def sample_all(buffer: LatentReplayBuffer, copy: int = 0) -> Any:
     """:return: one sample of each transition held, all with the same augmented copy"""
-    rows, envs = np.divmod(np.arange(buffer.size() * buffer.n_envs), buffer.n_envs)
-    answers = iter((rows, envs, np.full_like(rows, copy)))
+    indices = np.arange(buffer.size() * buffer.n_envs)
+    rows, envs = np.divmod(indices, buffer.n_envs)
+    answers = [rows, envs, np.full_like(rows, copy)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np.random, "randint", lambda *_, **__: next(answers))
+        if buffer.priorities is not None:
+            # Every transition that is held has a priority, and no other
+            patch.setattr(buffer.priorities, "sample", lambda _: buffer.priorities.values.nonzero()[0])
+            answers = answers[2:]
+        iterator = iter(answers)
+        patch.setattr(np.random, "randint", lambda *_, **__: next(iterator))
         return buffer.sample(len(rows))
 
 
@@ -91,6 +100,33 @@ def check(oracle: Oracle) -> None:
             assert samples.discounts is None
         else:
             np.testing.assert_array_equal(samples.discounts[:, 0], [step["discount"] for step in wanted])
+        if buffer.priorities is not None:
+            held = [oracle.priorities[name] for name in names]
+            np.testing.assert_allclose(buffer.priorities.values[samples.indices], held, rtol=1e-12)
+
+
+def update_priorities(oracle: Oracle) -> None:
+    """Some transitions are sampled, and the agent was wrong about them."""
+    buffer = oracle.buffer
+    samples = buffer.sample(5)
+    errors = np.random.RandomState(len(oracle.steps)).randint(0, 9, size=5).astype(np.float32)
+    buffer.update_priorities(samples.indices, errors)
+    for name, error in zip(samples.actions[:, 0].long().tolist(), errors, strict=True):
+        oracle.priorities[name] = (float(error) + 1e-6) ** 0.6
+    oracle.max_priority = max(oracle.max_priority, ((errors.astype(float) + 1e-6) ** 0.6).max())
+
+
+def saved(oracle: Oracle) -> None:
+    """The buffer is saved to a file and loaded."""
+    buffer, encoder = oracle.buffer, oracle.buffer._encoder
+    names = ("n_steps", "gamma", "n_augmentations", "augmentation", "latent_dtype", "prioritized")
+    kwargs = dict({name: getattr(buffer, name) for name in names}, n_envs=buffer.n_envs, device="cpu")
+    make_buffer = partial(
+        LatentReplayBuffer, observation_space=buffer.observation_space, action_space=buffer.action_space, **kwargs
+    )
+    with TemporaryDirectory() as folder:
+        save_buffer(buffer, f"{folder}/buffer")
+        oracle.buffer = load_buffer(f"{folder}/buffer", make_buffer, encoder, frozen=buffer.stage == "latents")
 
 
 def pickled(oracle: Oracle) -> None:
@@ -104,7 +140,7 @@ def pickled(oracle: Oracle) -> None:
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
-    """Invariants 3, 6 and 7, by any sequence of additions, saves, and perhaps a freeze."""
+    """Invariants 3, 6, 7 and 9, by any sequence of additions, saves, updates of priorities, and perhaps a freeze."""
     n_augmentations = data.draw(st.sampled_from([1, 1, 2, 3]), label="n_augmentations")
     oracle = make_oracle(
         buffer_size=data.draw(st.integers(1, 40), label="buffer_size"),
@@ -115,17 +151,22 @@ def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
         n_augmentations=n_augmentations,
         crop=n_augmentations > 1,
         dtype=data.draw(st.sampled_from(["uint8", "float32"]), label="dtype"),
+        prioritized=data.draw(st.booleans(), label="prioritized"),
         seed=data.draw(st.integers(0, 10**6), label="seed"),
     )
-    actions = st.sampled_from(["add", "add", "add", "save", "freeze", "clear"])
+    actions = st.sampled_from(["add", "add", "add", "save", "pickle", "freeze", "update", "clear"])
     for action in data.draw(st.lists(actions, max_size=8), label="actions"):
         if action == "add":
             oracle.add(data.draw(st.integers(1, 30), label="steps"))
         elif action == "save":
+            saved(oracle)
+        elif action == "pickle":
             pickled(oracle)
+        elif action == "update" and oracle.buffer.prioritized and oracle.n_held:
+            update_priorities(oracle)
         elif action == "freeze":
             oracle.buffer.to_latents()
-        else:
+        elif action == "clear":
             oracle.clear()
         if oracle.n_held:
             check(oracle)
@@ -145,8 +186,8 @@ def test_stacks_are_rebuilt_exactly_whatever_the_padding(padding: str, n_envs: i
         # Asides stay few and small, and keep nothing else alive
         store = oracle.buffer._store
         assert len(store.successor) <= oracle.n_held * n_envs >= len(store.history)
-        assert all(len(aside) <= 3 for aside in store.history.values())
-        assert all(aside.base is None for aside in store.successor.values())
+        assert all(len(aside) <= 3 for _, aside in store.history.items())
+        assert all(aside.base is None for _, aside in store.successor.items())
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -358,9 +399,9 @@ def test_padding_is_hardly_stored(padding: str) -> None:
     oracle.streams[0].break_stacks = oracle.streams[0].reset_unannounced = False
     oracle.add(500)
     n_episodes = 1 + sum(step["done"] for (step,) in oracle.steps[:-1])
-    n_frames = sum(len(history) for history in oracle.buffer._store.history.values())
+    n_frames = sum(len(history) for _, history in oracle.buffer._store.history.items())
     assert n_frames <= (n_episodes if padding == "zeros" else 0)
-    assert sum(len(aside) for aside in oracle.buffer._store.successor.values()) <= n_episodes
+    assert sum(len(aside) for _, aside in oracle.buffer._store.successor.items()) <= n_episodes
 
 
 @pytest.mark.parametrize(
@@ -561,7 +602,10 @@ BAD_INPUT = [
     (dict(max_latent_buffer_size=9), "max_latent_buffer_size.*9.*buffer_size=10"),
     (dict(observation_space=spaces.Box(0, 1, (6,))), "observation_space.*images"),
     (dict(observation_space=spaces.Discrete(6)), "observation_space.*images"),
-    (dict(observation_space=spaces.Dict(image=image_space(3))), "observation_space.*Dict"),
+    (dict(observation_space=spaces.Dict(vector=spaces.Box(0, 1, (6,)))), "observation_space.*Dict.*with some"),
+    (dict(prioritized=True, alpha=1.5), "alpha.*1.5.*0 to 1"),
+    (dict(prioritized=True, beta=-0.5), "beta.*-0.5.*0 to 1"),
+    (dict(prioritized=True, final_beta=2.0), "final_beta.*2.0.*0 to 1"),
 ]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.save_util import save_to_pkl
 from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
 from tiny_envs import DialEnv, LightEnv
 
@@ -120,13 +121,23 @@ def test_latents_are_refused_while_the_encoder_learns(tmp_path):
 
 
 def test_buffers_of_another_kind_or_shape_are_refused(tmp_path):
-    DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).save_replay_buffer(tmp_path / "sb3")
     make_model(SEERQRDQN, size=20).save_replay_buffer(tmp_path / "larger")
+    DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).save_replay_buffer(tmp_path / "sb3")
+    save_to_pkl(tmp_path / "dict", dict(observations=1))
+    (tmp_path / "text.pkl").write_text("transitions")
     model = make_model(SEERQRDQN)
-    with pytest.raises(ValueError, match="ReplayBuffer, not a LatentReplayBuffer"):
-        model.load_replay_buffer(tmp_path / "sb3")
-    with pytest.raises(ValueError, match="observation_space"):
-        model.load_replay_buffer(tmp_path / "larger")
+    model.save(tmp_path / "model")
+    kept = model.replay_buffer
+    for name, message in (
+        ("larger", r"larger.* has observation_space=Box\(0, 255, \(1, 20, 20\).*this model has Box\(0, 255, \(1, 16, 16\)"),
+        ("sb3", r"sb3.* has observation_space=Box\(0, 255, \(1, 48, 48\).*this model has Box\(0, 255, \(1, 16, 16\)"),
+        ("dict", "dict holds a dict.*allowed are"),
+        ("text", "text is neither a replay buffer of sb3_seer nor a pickle"),
+        ("model.zip", "model.zip is another kind of file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.load_replay_buffer(tmp_path / name)
+    assert model.replay_buffer is kept
 
 
 def test_another_encoders_weights_are_refused_while_there_are_latents():

@@ -228,7 +228,7 @@ def test_what_is_saved_is_what_was_given(tmp_path):
     model.save(tmp_path / "model")
     loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", policy_kwargs=policy_kwargs, n_steps=5, gamma=0.5)
     assert loaded.replay_buffer.n_steps == 5 and loaded.replay_buffer.gamma == 0.5
-    assert loaded.policy.image_shape == (1, 12, 12)
+    assert loaded.policy.image_space.shape == (1, 12, 12)
 
 
 def test_a_loaded_buffer_follows_the_model(tmp_path):
@@ -246,7 +246,7 @@ def test_a_loaded_buffer_follows_the_model(tmp_path):
     model.save_replay_buffer(tmp_path / "latents")
     model.save(tmp_path / "model")
     other = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", latent_dtype="float32")
-    with pytest.raises(ValueError, match="latent_dtype='float16', this model has 'float32'"):
+    with pytest.raises(ValueError, match="latent_dtype=float16, this model has float32"):
         other.load_replay_buffer(tmp_path / "latents")
 
 

@@ -14,12 +14,13 @@ class MemoryPlan:
 
     :param image_transitions: transitions held while images are stored (C)
     :param n_envs: number of parallel environments
-    :param frame_bytes: bytes stored for one observation: its newest frame (P)
+    :param frame_bytes: bytes stored for the images of one observation: their newest frames (P)
     :param number_bytes: bytes of one number of a latent (b)
     :param n_networks: networks with a latent of their own (N)
     :param n_augmentations: augmented copies of each observation (K)
     :param latent_dim: numbers in a latent (L)
     :param max_latent_transitions: most transitions held once latents are stored, None: as many as fit
+    :param step_bytes: bytes of a transition besides: action, reward, done...
     """
 
     image_transitions: int
@@ -30,6 +31,7 @@ class MemoryPlan:
     n_augmentations: int
     latent_dim: int
     max_latent_transitions: int | None = None
+    step_bytes: int = 0
 
     @property
     def image_bytes(self) -> int:
@@ -53,6 +55,14 @@ class MemoryPlan:
     def latent_bytes(self) -> int:
         """bytes of the same arena that the latents fill"""
         return self.latent_transitions * self.record_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """
+        the most that the buffer will ever hold, in either stage (without the few frames and latents at the ends of
+        episodes, which are kept aside)
+        """
+        return self.image_bytes + max(self.image_transitions, self.latent_transitions) * self.step_bytes
 
     def fitting(self, record_bytes: int) -> int:
         """
@@ -93,5 +103,6 @@ class MemoryPlan:
             f"({self.frame_bytes:,} bytes each)\n"
             f"latents: {self.latent_transitions:,} transitions in {self.latent_bytes / 1e6:,.1f} MB "
             f"({self.record_bytes:,} bytes each: {self.number_bytes} bytes x N={self.n_networks} networks "
-            f"x K={self.n_augmentations} copies x L={self.latent_dim} numbers)"
+            f"x K={self.n_augmentations} copies x L={self.latent_dim} numbers)\n"
+            f"at most {self.total_bytes / 1e6:,.1f} MB in all, with {self.step_bytes:,} bytes for the rest of each transition"
         )

@@ -15,7 +15,8 @@ from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.encoders import split
-from sb3_seer.common.type_aliases import Latents
+from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
+from sb3_seer.common.type_aliases import Latents, Observations
 
 
 class LatentNetwork(BaseModel):
@@ -26,21 +27,22 @@ class LatentNetwork(BaseModel):
     Q-network pass. That is why SB3's ``train()`` runs on latents as it is.
     """
 
-    observation_space: spaces.Box
     features_extractor: BaseFeaturesExtractor
     latent_index = 0  # which of the N latents is this network's
     encoder_frozen = False
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
-        :param obs: images of shape ``(batch_size, channels, height, width)``, those larger than this network's
-            observation space are cropped to their middle; or latents
+        :param obs: images of shape ``(batch_size, channels, height, width)`` (or a dict with some), those larger than
+            this network's observation space are cropped to their middle; or latents
         :param features_extractor: the features extractor to use
         :return: features, shape ``(batch_size, features_dim)``
         """
         if isinstance(obs, Latents):
-            return split(features_extractor).head(obs.values[:, self.latent_index])
-        return super().extract_features(CenterCrop(self.observation_space.shape[-2:])(obs), features_extractor)
+            others = preprocess_obs(obs.others, self.observation_space) if obs.others else {}
+            assert isinstance(others, dict)
+            return split(features_extractor).features(obs.values[:, self.latent_index], others)
+        return super().extract_features(center_crop(obs, self.observation_space), features_extractor)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """
@@ -62,27 +64,31 @@ class SEERPolicy(BasePolicy):
     """
     Mixin for the policies of SEER algorithms.
 
-    Their networks live in the space of the augmented images, ``image_shape``. The policy itself takes
+    Their networks live in the space of the augmented images, ``image_space``. The policy itself takes
     observations of the environment.
 
-    :param image_size: (height, width) of the augmented images, None if they are as large as the observations
+    :param image_size: (height, width) of the augmented images, by key (``""`` if the observations are no ``Dict``) of
+        those that are not as large as the observations
     """
 
-    observation_space: spaces.Box
     encoder_frozen = False
-    # Observations whose latents are known already, (n_envs, *obs_shape), and these latents
-    _encoded: tuple[np.ndarray, Latents] | None = None
+    # Images whose latents are known already, (n_envs, *obs_shape), and these latents
+    _encoded: tuple[Observations, th.Tensor] | None = None
 
     def __init__(
-        self, observation_space: spaces.Box, *args: Any, image_size: tuple[int, int] | None = None, **kwargs: Any
+        self, observation_space: spaces.Space, *args: Any, image_size: dict[str, tuple[int, int]] | None = None, **kwargs: Any
     ) -> None:
         self.image_size = image_size
-        if image_size is None:
-            self.image_space = observation_space
-        else:
-            corner = CenterCrop(image_size)
-            low, high = (corner(th.as_tensor(bound)).numpy() for bound in (observation_space.low, observation_space.high))
-            self.image_space = spaces.Box(low, high, dtype=observation_space.dtype.type)
+        self.image_space = observation_space
+        for key, size in (image_size or {}).items():
+            box = image_spaces(observation_space)[key]
+            crop = CenterCrop(size)
+            low, high = (crop(th.as_tensor(bound)).numpy() for bound in (box.low, box.high))
+            cropped = spaces.Box(low, high, dtype=box.dtype.type)
+            if isinstance(self.image_space, spaces.Dict):
+                self.image_space = spaces.Dict({**self.image_space.spaces, key: cropped})
+            else:
+                self.image_space = cropped
         super().__init__(observation_space, *args, **kwargs)
 
     # What a policy has to say of its networks
@@ -104,55 +110,57 @@ class SEERPolicy(BasePolicy):
         return self.features_extractor_class(self.image_space, **self.features_extractor_kwargs)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images that ``encode`` takes."""
-        return self.image_space.shape  # type: ignore[return-value]
-
-    @property
     def latent_shape(self) -> tuple[int, int]:
         """(N, L): networks with a latent of their own, numbers in a latent."""
         extractors = [split(network.features_extractor) for network in self.encoder_networks]
         return len(extractors), extractors[0].latent_dim
 
-    def encode(self, images: th.Tensor) -> th.Tensor:
+    def center_crop(self, images: PyTorchObs) -> PyTorchObs:
+        """
+        :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
+        :return: the middle of those that are larger than the augmented ones
+        """
+        return center_crop(images, self.image_space)
+
+    def encode(self, images: PyTorchObs) -> th.Tensor:
         """
         Latents of all networks at once: convolutions that they share run once.
 
-        :param images: shape ``(batch_size, *image_shape)``
+        :param images: batch of augmented images; of ``Dict`` observations, by key
         :return: float32 latents without a graph, shape ``(batch_size, N, L)``
         """
         self.set_training_mode(False)
         with th.no_grad():
             return self._encode(images, self.encoder_networks).values
 
-    def encode_observations(self, observations: np.ndarray) -> th.Tensor:
+    def encode_observations(self, observations: Observations) -> th.Tensor:
         """
         :param observations: one observation of the environment, or a batch; larger images are cropped to their middle
         :return: float32 latents, shape ``(batch_size, N, L)``
         """
-        images, _ = super().obs_to_tensor(observations)
-        assert isinstance(images, th.Tensor)
-        return self.encode(CenterCrop(self.image_shape[1:])(images))
+        tensors, _ = super().obs_to_tensor(observations)
+        return self.encode(self.center_crop(tensors))
 
-    def _encode(self, images: th.Tensor, networks: list[LatentNetwork], detach_after_first: bool = False) -> Latents:
+    def _encode(self, observations: PyTorchObs, networks: list[LatentNetwork], detach_after_first: bool = False) -> Latents:
         """
-        :param images: shape ``(batch_size, *image_shape)``
+        :param observations: batch of augmented images; of ``Dict`` observations, by key, with or without the other keys
         :param networks: whose latents to compute
         :param detach_after_first: whether only the first network's loss trains a trunk that others share
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
+        images, others = separate(observations, self.image_space)
         # The layout that convolutions like best, while an image is a quarter of what it is as floats
-        images = images.contiguous(memory_format=th.channels_last)
-        images = preprocess_obs(images, self.image_space, normalize_images=self.normalize_images)  # type: ignore[assignment]
+        images = map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
+        images = preprocess_obs(images, self.image_space, normalize_images=self.normalize_images)
         outputs: dict[nn.Module, th.Tensor] = {}
         latents: list[th.Tensor] = []
         for network in networks:
             extractor = split(network.features_extractor)
             if extractor.trunk not in outputs:
-                outputs[extractor.trunk] = extractor.trunk(images)
+                outputs[extractor.trunk] = extractor.run_trunk(images)
             output = outputs[extractor.trunk]
             latents.append(extractor.projection(output.detach() if detach_after_first and latents else output))
-        return Latents(th.stack(latents, dim=1))  # (batch_size, n_networks, L)
+        return Latents(th.stack(latents, dim=1), others)  # (batch_size, n_networks, L)
 
     def _latent_networks(self) -> list[LatentNetwork]:
         """:return: all networks, targets and those that have a latent from another network included"""
@@ -189,7 +197,8 @@ class SEERPolicy(BasePolicy):
 
     def encoder_fingerprint(self) -> str:
         """:return: a short hash of all that decides the value of a latent"""
-        digest = hashlib.sha256(f"{self.image_shape} {self.latent_shape} {self.normalize_images}".encode())
+        shapes = {key: box.shape for key, box in image_spaces(self.image_space).items()}
+        digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images}".encode())
         for network in self.encoder_networks:
             for module in network.encoder_modules():
                 for name, tensor in module.state_dict().items():
@@ -197,14 +206,14 @@ class SEERPolicy(BasePolicy):
                     digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def remember(self, observations: np.ndarray, latents: th.Tensor) -> None:
+    def remember(self, images: Observations, latents: th.Tensor) -> None:
         """
-        Know the latents of these observations, so that acting on them does not encode them again.
+        Know the latents of these images, so that acting on them does not encode them again.
 
-        :param observations: shape ``(n_envs, *obs_shape)``
+        :param images: shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
         :param latents: what ``encode`` says of their middle, shape ``(n_envs, N, L)``
         """
-        self._encoded = (observations, Latents(latents))
+        self._encoded = (images, latents)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of others."""
@@ -216,8 +225,12 @@ class SEERPolicy(BasePolicy):
         :param observation: one observation of the environment, or a batch
         :return: the observation as a tensor, or its latents if they are known; whether it is a batch
         """
-        if self._encoded is not None and np.array_equal(observation, self._encoded[0]):  # type: ignore[arg-type]
-            return self._encoded[1], True  # type: ignore[return-value]
+        if self._encoded is not None:
+            images, others = separate(observation, self.observation_space)
+            same = map_parts(np.array_equal, images, self._encoded[0])
+            if all(same.values()) if isinstance(same, dict) else same:
+                tensors: Any = super().obs_to_tensor(others)[0] if others else {}
+                return Latents(self._encoded[1], tensors), True  # type: ignore[return-value]
         return super().obs_to_tensor(observation)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

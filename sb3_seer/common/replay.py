@@ -4,28 +4,21 @@ import warnings
 from typing import Any
 
 import numpy as np
+import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
-from tqdm import tqdm
 
 from sb3_seer.common.codec import LatentCodec
-from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ImageEncoding
+from sb3_seer.common.encoding import ImageEncoding
+from sb3_seer.common.layout import ImageLayout, image_spaces
 from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
+from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples
 from sb3_seer.common.storage import ImageStore, LatentStore
-from sb3_seer.common.type_aliases import Latents
-
-try:
-    # Check memory used by replay buffer when possible
-    import psutil
-except ImportError:
-    psutil = None  # type: ignore[assignment]
-
-# Observations that the range of uint8 latents is fitted on
-MAX_FIT_OBSERVATIONS = 1024
+from sb3_seer.common.type_aliases import Latents, Observations
 
 
 class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
@@ -33,13 +26,15 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
     Replay buffer that holds images until ``to_latents()`` is called, and K * N latents an observation
     from then on, in the same bytes: see section 4 of the SEER paper (Chen et al., 2021).
 
-    What is sampled is what SB3's ``ReplayBuffer`` (``NStepReplayBuffer`` when ``n_steps > 1``) would
-    sample with the same random numbers. Differences: an observation, and a frame of a stack, is stored
-    once; memory is allocated by the first ``add()``; an n-step window also ends where an episode
-    was left without being done (a reset in the middle), and bootstraps there.
+    What is sampled is what SB3's ``ReplayBuffer`` (``NStepReplayBuffer`` when ``n_steps > 1``, ``DictReplayBuffer``
+    for a ``Dict``) would sample with the same random numbers. Differences: an observation, and a frame of a stack, is
+    stored once; memory is allocated by the first ``add()``; an n-step window also ends where an episode was left
+    without being done (a reset in the middle), and bootstraps there.
+
+    Of ``Dict`` observations, the images become latents; the other keys stay as they are, float64 as float32.
 
     :param buffer_size: transitions held while images are stored, over all the envs (C)
-    :param observation_space: a ``Box`` of channels-first images
+    :param observation_space: a ``Box`` of channels-first images, or a ``Dict`` with some
     :param action_space: Action space
     :param device: PyTorch device
     :param n_envs: Number of parallel environments
@@ -53,6 +48,11 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
     :param augmentation: maps images of shape ``(batch_size, C, H, W)`` to ``(batch_size, C, h, w)``, same dtype
     :param latent_dtype: of the stored latents: "float32", "float16" or "uint8"
     :param max_latent_buffer_size: most transitions held in the latents stage, over all the envs; None: as many as fit
+    :param prioritized: sample in proportion to the errors of the transitions (Schaul et al. 2016), with weights
+    :param alpha: how much the errors count, from 0 (not at all) to 1
+    :param beta: how much the weights correct for that when training starts, from 0 (not at all) to 1
+    :param final_beta: how much they do when it ends; linear in between
+    :raises ValueError: for a parameter outside of what is said here
     """
 
     def __init__(
@@ -71,13 +71,19 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         augmentation: nn.Module | None = None,
         latent_dtype: str = "float32",
         max_latent_buffer_size: int | None = None,
+        prioritized: bool = False,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        final_beta: float = 1.0,
     ):
         # The arrays of ReplayBuffer are not wanted: skip its constructor
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        if isinstance(observation_space, spaces.Dict):
-            raise ValueError("observation_space: Dict observations are not supported yet, only a Box of images")
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 3:
-            raise ValueError(f"observation_space: {observation_space} was given, allowed is a Box of images (3 dimensions)")
+        images = image_spaces(observation_space)
+        if not images:
+            raise ValueError(
+                f"observation_space: {observation_space} was given, "
+                "allowed is a Box of images (3 dimensions), or a Dict with some"
+            )
         for name, value in dict(n_augmentations=n_augmentations, n_steps=n_steps, n_stack=n_stack).items():
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: {value!r} was given, allowed are integers from 1")
@@ -85,9 +91,9 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             raise ValueError(f"n_augmentations: {n_augmentations} was given, only 1 is allowed without an augmentation")
         if latent_dtype not in LATENT_DTYPES:
             raise ValueError(f"latent_dtype: {latent_dtype!r} was given, allowed are {', '.join(map(repr, LATENT_DTYPES))}")
-        n_channels = observation_space.shape[0]
-        if n_channels % n_stack != 0:
-            raise ValueError(f"n_stack: {n_stack} was given, allowed are divisors of the {n_channels} channels")
+        for box in images.values():
+            if box.shape[0] % n_stack != 0:
+                raise ValueError(f"n_stack: {n_stack} was given, allowed are divisors of the {box.shape[0]} channels")
         if max_latent_buffer_size is not None and (
             not isinstance(max_latent_buffer_size, (int, np.integer)) or max_latent_buffer_size < buffer_size
         ):
@@ -95,26 +101,38 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 f"max_latent_buffer_size: {max_latent_buffer_size!r} was given, "
                 f"allowed are None and integers from buffer_size={buffer_size}"
             )
+        for name, number in dict(beta=beta, final_beta=final_beta).items():
+            if not 0.0 <= number <= 1.0:
+                raise ValueError(f"{name}: {number!r} was given, allowed are numbers from 0 to 1")
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
         self.n_steps, self.gamma, self.n_stack = n_steps, gamma, n_stack
         self.n_augmentations, self.augmentation = n_augmentations, augmentation
         self.latent_dtype, self.max_latent_buffer_size = latent_dtype, max_latent_buffer_size
+        self.prioritized, self.initial_beta, self.final_beta = prioritized, beta, final_beta
+        # As large as the buffer once that has memory
+        self.priorities = Priorities(1, alpha) if prioritized else None
+        # SB3's: from 1 (beginning) to 0 (end of the training)
+        self.progress_remaining = 1.0
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
 
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.stage = "images"
         self.n_valid = 0  # rows that hold transitions
         self.encoder_fingerprint: str | None = None
-        # The new observations to act on and their float32 latents, from the encoder call of the last add()
-        self.acting: tuple[np.ndarray, th.Tensor] | None = None
+        self.layout = ImageLayout(observation_space, n_stack)
+        # What is no image, by key: of the observation and of the next one, shape (rows, n_envs, 2, *obs_shape)
+        self.others: dict[str, np.ndarray] = {}
         self._store: ImageStore | LatentStore | None = None
-        self._image_dtype = np.dtype(observation_space.dtype)
-        self._frame_bytes = int(np.prod(observation_space.shape)) * self._image_dtype.itemsize // n_stack
-        self.nbytes = self.buffer_size * n_envs * self._frame_bytes
+        self.nbytes = self.buffer_size * n_envs * self.layout.frame_bytes
         self._warn_if_too_large()
 
     # ---- what it takes and what it holds ----
+
+    @property
+    def beta(self) -> float:
+        """How much the weights correct now for sampling by priority."""
+        return self.final_beta + (self.initial_beta - self.final_beta) * self.progress_remaining
 
     def plan(self) -> MemoryPlan:
         """
@@ -122,14 +140,15 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         """
         n_networks, latent_dim = self._known_latent_shape()
         return MemoryPlan(
-            image_transitions=self.nbytes // self._frame_bytes,
+            image_transitions=self.nbytes // self.layout.frame_bytes,
             n_envs=self.n_envs,
-            frame_bytes=self._frame_bytes,
+            frame_bytes=self.layout.frame_bytes,
             number_bytes=np.dtype(self.latent_dtype).itemsize,
             n_networks=n_networks,
             n_augmentations=self.n_augmentations,
             latent_dim=latent_dim,
             max_latent_transitions=self.max_latent_buffer_size,
+            step_bytes=self._step_bytes(),
         )
 
     def check_capacity(self) -> None:
@@ -151,6 +170,8 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         self.acting = None
         if self._store is not None:
             self._store.clear()
+        if self.priorities is not None:
+            self.priorities.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # The encoder is the policy's, and `acting` lives on its device
@@ -160,8 +181,8 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
 
     def add(
         self,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
+        obs: Observations,
+        next_obs: Observations,
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -178,17 +199,18 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         :param infos: ``infos[e]["TimeLimit.truncated"]`` as in SB3; ``infos[e]["reset_observation"]``:
             where an episode ended, the first observation of the next one, if known
         """
-        obs, next_obs = self._to_bytes(obs), self._to_bytes(next_obs)
-        done = np.asarray(done).reshape(self.n_envs).astype(bool)
-        # What is expected to come next: after an episode's end, the first observation of another
-        pending = next_obs.copy()
-        resets = [int(e) for e in done.nonzero()[0] if infos[e].get("reset_observation") is not None]
-        for e in resets:
-            pending[e] = self._to_bytes(infos[e]["reset_observation"], n_envs=1)[0]
+        images, next_images = self.layout.to_words(obs), self.layout.to_words(next_obs)
+        ended = np.asarray(done).reshape(self.n_envs).astype(bool).tolist()
+        # After an episode's end, what is expected to come next is the first observation of another
+        resets = {
+            env: self.layout.to_words(infos[env]["reset_observation"])[0]
+            for env in range(self.n_envs)
+            if ended[env] and infos[env].get("reset_observation") is not None
+        }
         store = self._allocate()
-        continues = store.continues(obs)
+        continues = store.continues(images)
         if isinstance(store, LatentStore):
-            latents, next_latents, pending_latents = self._encode_step(store, obs, next_obs, pending, continues, resets)
+            encoded = self._encode_step(store, images, next_images, continues, resets)
 
         row = self.pos
         if self.full:
@@ -198,15 +220,20 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         if others > 0:
             store.link(row, continues)
         if isinstance(store, LatentStore):
-            store.add(row, latents, next_latents, pending, pending_latents, done)
+            store.add(row, *encoded, ended)
         else:
-            store.add(row, continues & (others > 0), obs, next_obs, pending, done)
+            store.add(row, continues if others > 0 else [False] * self.n_envs, images, next_images, resets, ended)
 
         self.actions[row] = np.asarray(action).reshape(self.n_envs, self.action_dim)
         self.rewards[row] = reward
-        self.dones[row] = done
+        self.dones[row] = ended
         if self.handle_timeout_termination:
             self.timeouts[row] = [info.get("TimeLimit.truncated", False) for info in infos]
+        for key, array in self.others.items():
+            for i, observations in enumerate((obs, next_obs)):
+                array[row, :, i] = np.asarray(observations[key]).reshape(self.n_envs, *array.shape[3:])
+        if self.priorities is not None:
+            self.priorities.add(np.arange(row * self.n_envs, (row + 1) * self.n_envs))
         self.n_valid = others + 1
         self.pos = (row + 1) % self.buffer_size
         self.full = self.n_valid == self.buffer_size
@@ -218,11 +245,11 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 arena = np.zeros(self.nbytes, dtype=np.uint8)
             except MemoryError as error:
                 raise MemoryError(
-                    f"The memory does not hold buffer_size={self.nbytes // self._frame_bytes:,} images, which take "
+                    f"The memory does not hold buffer_size={self.nbytes // self.layout.frame_bytes:,} images, which take "
                     f"{self.nbytes / 1e9:.1f} GB: give a smaller buffer_size (SB3's default is 1,000,000)"
                 ) from error
             if self.stage == "images":
-                self._store = ImageStore(arena, self.buffer_size, self.n_envs, self.n_stack)
+                self._store = ImageStore(arena, self.buffer_size, self.n_envs, self.n_stack, self.layout.word)
             else:
                 self._store = self._latent_store(arena, self.buffer_size)
             shape = (self.buffer_size, self.n_envs)
@@ -230,44 +257,18 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             self.rewards = np.zeros(shape, dtype=np.float32)
             self.dones = np.zeros(shape, dtype=np.float32)
             self.timeouts = np.zeros(shape, dtype=np.float32)
+            self.others = {
+                key: np.zeros((*shape, 2, *self.obs_shape[key]), dtype=self._maybe_cast_dtype(space.dtype))
+                for key, space in self.layout.others.items()
+            }
+            if self.priorities is not None:
+                self.priorities.values = np.zeros(self.buffer_size * self.n_envs)
         return self._store
 
-    def _encode_step(
-        self,
-        store: LatentStore,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
-        pending: np.ndarray,
-        continues: np.ndarray,
-        resets: list[int],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        Encode all that is new in a step, in one call, and keep the latents to act on.
-
-        :return: stored latents of ``obs``, ``next_obs`` and ``pending``, each of shape ``(n_envs, K, N, L)``
-        """
-        unexpected = (~continues).nonzero()[0]
-        images = np.concatenate((next_obs, pending[resets], obs[unexpected]))
-        inputs = self._network_inputs(images)
-        n_inputs = len(inputs)  # len(images) * K
-        if self.augmentation is not None:
-            inputs = th.cat((inputs, self._center_crop(self._to_images(pending)).to(inputs.dtype)))
-        encoded = self._encoder_or_raise().encode(inputs)
-        fresh = self._to_stored(encoded[:n_inputs].cpu().numpy().reshape(len(images), *store.shape))
-
-        next_latents = fresh[: self.n_envs]
-        pending_latents = next_latents.copy()
-        pending_latents[resets] = fresh[self.n_envs : self.n_envs + len(resets)]
-        latents = store.pending_latents.copy()
-        latents[unexpected] = fresh[self.n_envs + len(resets) :]
-        if self.augmentation is None:
-            order = np.arange(self.n_envs)
-            order[resets] = self.n_envs + np.arange(len(resets))
-            acting = encoded[th.as_tensor(order, device=encoded.device)]
-        else:
-            acting = encoded[n_inputs:]
-        self._set_acting(pending, acting)
-        return latents, next_latents, pending_latents
+    def _latent_store(self, arena: np.ndarray, rows: int) -> LatentStore:
+        # Not known any earlier: the weights of a model that is loaded come after its (empty) buffer
+        self.encoder_fingerprint = self._encoder_or_raise().encoder_fingerprint()
+        return LatentStore(arena, rows, self.n_envs, self.latent_dtype, (self.n_augmentations, *self._known_latent_shape()))
 
     # ---- the switch of stage ----
 
@@ -288,7 +289,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                     'latent_dtype: "uint8" needs stored observations to fit its range on, and the buffer is empty: '
                     "set the attribute codec (a LatentCodec), or use another latent_dtype"
                 )
-            self.codec = self._fit_codec(images)
+            self.codec = self._fit_codec(images, self.n_valid)
         elif self.codec.scale is not None and self.codec.scale.shape != self._known_latent_shape():
             raise ValueError(
                 f"codec: its scale has shape {self.codec.scale.shape}, allowed is {self._known_latent_shape()} (N, L)"
@@ -302,36 +303,21 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             # it opens at the write head. In a ring that is just full, it is the write head that moves.
             self.pos = (self.pos or self.n_valid) % rows
             try:
-                self._store = self._convert(images, rows)
+                latents = self._latent_store(images.arena, rows)
+                self._convert(images, latents, self.n_valid, self.pos)
             except BaseException:
                 self.reset()  # rather empty than half images, half latents
                 raise
+            latents.linked = self._moved(images.linked, rows)
             for name in ("actions", "rewards", "dones", "timeouts"):
                 setattr(self, name, self._moved(getattr(self, name), rows))
+            for key in self.others:
+                self.others[key] = self._moved(self.others[key], rows)
+            if self.priorities is not None:
+                self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), rows).reshape(-1)
+            self._store = latents
         self.buffer_size, self.full = rows, self.n_valid == rows
         self.stage = "latents"
-
-    def _convert(self, images: ImageStore, rows: int) -> LatentStore:
-        """Write the latents of every row over its images, then open the ring at the write head."""
-        latents = self._latent_store(images.arena, rows)
-        gap = rows - self.n_valid
-        chunk = max(MAX_ENCODER_INPUTS // (self.n_augmentations * self.n_envs), 1)
-        bar = tqdm(total=self.n_valid * self.n_envs, desc="images to latents", delay=2)
-        for first, stacks, keys, successors in images.drain(self.n_valid, chunk):
-            encoded = self._encode(stacks.reshape(-1, *stacks.shape[2:]))
-            # This chunk was copied, and a record is no larger than a frame: no image still to come is overwritten
-            latents.records[first : first + len(stacks)] = encoded.reshape(len(stacks), self.n_envs, *latents.shape)
-            for (row, env), successor in zip(keys, self._encode(successors), strict=True):
-                latents.successor[row + gap if row >= self.pos else row, env] = successor
-            bar.update(len(encoded))
-        bar.close()
-        latents.move_to_end(self.pos, self.n_valid)
-        latents.linked, latents.open = self._moved(images.linked, rows), images.open
-        assert images.pending is not None
-        latents.pending, latents.pending_latents = images.pending, self._encode(images.pending)
-        acting = self._encoder_or_raise().encode(self._center_crop(self._to_images(images.pending)))
-        self._set_acting(images.pending, acting)
-        return latents
 
     def _moved(self, array: np.ndarray, rows: int) -> np.ndarray:
         """:return: an array of one entry a row, with its rows where they are in a ring of that many rows"""
@@ -340,27 +326,32 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         moved[self.pos + rows - self.n_valid :] = array[self.pos : self.n_valid]
         return moved
 
-    def _fit_codec(self, images: ImageStore) -> LatentCodec:
-        total = self.n_valid * self.n_envs
-        picks = np.linspace(0, total - 1, min(total, MAX_FIT_OBSERVATIONS)).astype(int)
-        latents = []
-        for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS)):
-            inputs = self._network_inputs(images.observations(some // self.n_envs, some % self.n_envs), n_copies=1)
-            latents.append(self._encoder_or_raise().encode(inputs).cpu().numpy())
-        return LatentCodec.fit(np.concatenate(latents))
-
     # ---- sampling ----
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
         :param batch_size: Number of element to sample
-        :param env: associated VecEnv, to normalize the rewards (never the observations)
-        :return: images, or in the latents stage ``Latents``, with the rest as in SB3
+        :param env: associated VecEnv, to normalize the rewards, and of observations what is no image
+        :return: images, or in the latents stage ``Latents``, with the rest as in SB3; ``PrioritizedReplayBufferSamples``
+            if the buffer is prioritised
         """
+        if self.priorities is not None:
+            rows, env_indices = np.divmod(self.priorities.sample(batch_size), self.n_envs)
+            return self._transitions(rows, env_indices, env)
         batch_inds = np.random.randint(0, self.n_valid, size=batch_size)
         # A ring that grew has its gap at the write head
         batch_inds = np.where(batch_inds < self.pos, batch_inds, batch_inds + self.buffer_size - self.n_valid)
         return self._get_samples(batch_inds, env=env)
+
+    def update_priorities(self, indices: np.ndarray, errors: np.ndarray) -> None:
+        """
+        :param indices: those of a sample, before another transition is added
+        :param errors: how wrong the agent was about each of its transitions, shape ``(batch_size,)``
+        :raises ValueError: if the buffer is not prioritised, or an error is not finite
+        """
+        if self.priorities is None:
+            raise ValueError("The buffer has no priorities to update: make it with prioritized=True")
+        self.priorities.update(indices, errors)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
@@ -368,19 +359,32 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         :param env: associated VecEnv
         :return: a random env's transition in each of these rows
         """
-        env_indices = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))
-        rewards, last_inds, discounts = self._n_step(batch_inds, env_indices, env)
-        obs, next_obs = self._observations(batch_inds, last_inds, env_indices)
+        return self._transitions(batch_inds, np.random.randint(0, high=self.n_envs, size=(len(batch_inds),)), env)
+
+    def _transitions(self, rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None) -> Any:
+        """
+        :param rows: rows of the ring, shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :param env: associated VecEnv
+        :return: the samples
+        """
+        rewards, last_rows, discounts = self._n_step(rows, envs, env)
+        obs, next_obs = self._observations(rows, last_rows, envs, env)
         # Only use dones that are not due to timeouts
-        dones = self.dones[last_inds, env_indices] * (1 - self.timeouts[last_inds, env_indices])
-        return ReplayBufferSamples(
-            observations=obs,  # type: ignore[arg-type]
-            actions=self.to_torch(self.actions[batch_inds, env_indices]),
-            next_observations=next_obs,  # type: ignore[arg-type]
+        dones = self.dones[last_rows, envs] * (1 - self.timeouts[last_rows, envs])
+        fields: dict[str, Any] = dict(
+            observations=obs,
+            actions=self.to_torch(self.actions[rows, envs]),
+            next_observations=next_obs,
             dones=self.to_torch(dones.reshape(-1, 1)),
             rewards=self.to_torch(rewards),
             discounts=None if discounts is None else self.to_torch(discounts),
         )
+        if self.priorities is not None:
+            indices = rows * self.n_envs + envs
+            weights = self.priorities.weights(indices, self.beta)
+            return PrioritizedReplayBufferSamples(**fields, weights=self.to_torch(weights.reshape(-1, 1)), indices=indices)
+        return DictReplayBufferSamples(**fields) if self.layout.is_dict else ReplayBufferSamples(**fields)
 
     def _n_step(
         self, rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None
@@ -406,9 +410,10 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         return returns, (rows + last) % self.buffer_size, discounts
 
     def _observations(
-        self, rows: np.ndarray, last_rows: np.ndarray, envs: np.ndarray
-    ) -> tuple[th.Tensor, th.Tensor] | tuple[Latents, Latents]:
+        self, rows: np.ndarray, last_rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None
+    ) -> tuple[PyTorchObs | Latents, PyTorchObs | Latents]:
         """:return: the observations of ``rows`` and the next observations of ``last_rows``"""
+        others, next_others = self._other_keys(rows, envs, 0, env), self._other_keys(last_rows, envs, 1, env)
         store = self._store
         if isinstance(store, LatentStore):
             assert self.codec is not None
@@ -417,28 +422,35 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             if self.n_augmentations > 1:
                 copies = np.random.randint(0, self.n_augmentations, size=len(rows))
             stored = store.latents(rows, envs, copies), store.next_latents(last_rows, envs, copies)  # [batch_size, N, L]
-            obs, next_obs = (Latents(self.to_torch(self.codec.decode(latents), copy=False)) for latents in stored)
-            return obs, next_obs
+            latents, next_latents = (self.to_torch(self.codec.decode(codes), copy=False) for codes in stored)
+            return Latents(latents, others), Latents(next_latents, next_others)
         assert store is not None
-        images = self._to_images(store.observations(rows, envs)), self._to_images(store.next_observations(last_rows, envs))
-        if self.augmentation is None:
-            return images
-        with th.no_grad():
-            return self.augmentation(images[0]), self.augmentation(images[1])
+        images = self._augment(self._to_images(store.observations(rows, envs)))
+        next_images = self._augment(self._to_images(store.next_observations(last_rows, envs)))
+        if isinstance(images, dict) and isinstance(next_images, dict):
+            return {**images, **others}, {**next_images, **next_others}
+        return images, next_images
 
-    def _set_acting(self, pending: np.ndarray, latents: th.Tensor) -> None:
-        observations = pending.view(self._image_dtype).reshape(self.n_envs, *self.obs_shape)
-        self.acting = observations.copy(), latents
+    def _other_keys(self, rows: np.ndarray, envs: np.ndarray, which: int, env: VecNormalize | None) -> TensorDict:
+        """:return: what is no image, by key: of the observations (``which`` 0) or of the next ones (1)"""
+        if not self.others:
+            return {}
+        others = self._normalize_obs({key: array[rows, envs, which] for key, array in self.others.items()}, env)
+        assert isinstance(others, dict)
+        return {key: self.to_torch(part) for key, part in others.items()}
 
-    def _latent_store(self, arena: np.ndarray, rows: int) -> LatentStore:
-        # Not known any earlier: the weights of a model that is loaded come after its (empty) buffer
-        self.encoder_fingerprint = self._encoder_or_raise().encoder_fingerprint()
-        return LatentStore(arena, rows, self.n_envs, self.latent_dtype, (self.n_augmentations, *self._known_latent_shape()))
+    def _step_bytes(self) -> int:
+        """:return: bytes of a transition that are not its observation's images or latents"""
+        n_bytes = self.action_dim * np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
+        n_bytes += 3 * np.dtype(np.float32).itemsize  # reward, done, timeout
+        n_bytes += np.dtype(bool).itemsize + np.dtype(np.int16).itemsize  # what a store knows of a row
+        for key, space in self.layout.others.items():
+            n_bytes += 2 * int(np.prod(self.obs_shape[key])) * np.dtype(self._maybe_cast_dtype(space.dtype)).itemsize
+        return n_bytes + (self.priorities is not None) * 9
 
     def _warn_if_too_large(self) -> None:
-        number_bytes = np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
-        total = self.nbytes + self.buffer_size * self.n_envs * (self.action_dim * number_bytes + 3 * 4)
-        available = psutil.virtual_memory().available if psutil is not None else total
+        total = self.nbytes + self.buffer_size * self.n_envs * self._step_bytes()
+        available = psutil.virtual_memory().available
         if total > available:
             warnings.warn(
                 "This system does not have apparently enough memory to store the complete "

@@ -3,7 +3,10 @@
 import io
 import pathlib
 import warnings
+from collections.abc import Iterable
 from copy import deepcopy
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,15 +15,20 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
+from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.codec import LatentCodec
+from sb3_seer.common.encoders import can_split
+from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.saving import is_archive, replacing
+from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import find_n_stack
 
 
@@ -34,8 +42,8 @@ class SEERMixin(OffPolicyAlgorithm):
     every stored image becomes K latents in place, and the same bytes hold more transitions. From then on
     a gradient step never touches a convolution, and each step of the environments runs the encoder once.
 
-    Without images (``MlpPolicy``, ``MultiInputPolicy``) there is nothing to freeze: the algorithm is then that
-    of the SB3 class, and says so once.
+    Of ``Dict`` observations (``MultiInputPolicy``), the images become latents and the other keys stay as they are.
+    Without images (``MlpPolicy``) there is nothing to freeze: the algorithm is then that of the SB3 class, and says so once.
 
     :param args: as for the SB3 class
     :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never.
@@ -82,13 +90,7 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.freeze_after = check_freeze_after(self.freeze_after)
-        if not issubclass(self.policy_class, SEERPolicy):
-            warnings.warn(
-                f"{type(self).__name__} has no encoder to freeze with the policy {self.policy_class.__module__}."
-                f"{self.policy_class.__name__}: it trains as the SB3 class does. "
-                'Pass policy="CnnPolicy", with images, to store latents.',
-                stacklevel=2,
-            )
+        if not self._has_encoder():
             super()._setup_model()
             return
 
@@ -120,13 +122,34 @@ class SEERMixin(OffPolicyAlgorithm):
                 self.replay_buffer.codec = self._latent_codec
             self._freeze()
 
+    def _has_encoder(self) -> bool:
+        """:return: whether there is an encoder to freeze; if not, says so and makes sure that the policy is SB3's"""
+        name, space = type(self).__name__, self.observation_space
+        if not issubclass(self.policy_class, SEERPolicy):
+            reason = f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}"
+            advice = 'Pass policy="CnnPolicy", with images, to store latents.'
+        elif isinstance(space, spaces.Dict) and not image_spaces(space):
+            reason, advice = f"in observations of {space}", "To store latents, there must be images."
+        elif not can_split(extractor := self.policy_kwargs.get("features_extractor_class", CombinedExtractor), space):
+            reason = f"in a {extractor.__name__}, which does not tell images from the other keys"
+            advice = "Use SB3's CombinedExtractor, or write a SplitExtractor, to store latents."
+        else:
+            return True
+        warnings.warn(f"{name} has no encoder to freeze {reason}: it trains as the SB3 class does. {advice}", stacklevel=3)
+        if issubclass(self.policy_class, SEERPolicy):
+            self.policy_class = super().policy_aliases[self.policy_class.__name__]
+        return False
+
     def _check_arguments(self) -> None:
         """:raises ValueError: for arguments that do not go together with images"""
         space, buffer_class = self.observation_space, self.replay_buffer_class
-        if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        images = image_spaces(space)
+        if not images:
             raise ValueError(f"{self.policy_class.__name__} needs images (a Box of 3 dimensions), not observations of {space}")
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            raise ValueError("VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, norm_obs=False)")
+        normalize = self._vec_normalize_env
+        if normalize is not None and normalize.norm_obs and (set(images) & set(normalize.norm_obs_keys or images)):
+            allowed = f"norm_obs_keys without {', '.join(images)}" if isinstance(space, spaces.Dict) else "norm_obs=False"
+            raise ValueError(f"VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, {allowed})")
         if buffer_class not in (None, LatentReplayBuffer):
             raise ValueError(
                 f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
@@ -138,41 +161,47 @@ class SEERMixin(OffPolicyAlgorithm):
                 'none: allowed with it are "float32" and "float16"'
             )
 
-    def _augmented_size(self, augmentation: nn.Module | None) -> tuple[int, int] | None:
+    def _augmented_size(self, augmentation: nn.Module | None) -> dict[str, tuple[int, int]]:
         """
         :param augmentation: module from images to images, or None
-        :return: (height, width) of the images that it puts out, None if it leaves them as large as they are
+        :return: (height, width) of the images that it puts out, by key, of those that it does not leave as large as they are
         :raises ValueError: if these are larger, or have another number of channels
         """
+        sizes: dict[str, tuple[int, int]] = {}
         if augmentation is None:
-            return None
-        shape: tuple[int, ...] = self.observation_space.shape  # type: ignore[assignment]
-        images = th.as_tensor(np.zeros((1, *shape), dtype=self.observation_space.dtype), device=self.device)
-        # Trying it out must not move the random numbers of the training
-        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            output = augmentation(images)
-        if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
-            raise ValueError(
-                f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
-                f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
-            )
-        size = output.shape[2], output.shape[3]
-        return None if size == shape[1:] else size
+            return sizes
+        for key, box in image_spaces(self.observation_space).items():
+            shape = box.shape
+            images = th.as_tensor(np.zeros((1, *shape), dtype=box.dtype), device=self.device)
+            # Trying it out must not move the random numbers of the training
+            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                output = augmentation(images)
+            if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
+                raise ValueError(
+                    f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
+                    f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
+                )
+            if output.shape[2:] != shape[1:]:
+                sizes[key] = output.shape[2], output.shape[3]
+        return sizes
 
-    def _make_replay_buffer(self, augmentation: nn.Module | None) -> LatentReplayBuffer:
-        kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack or 1)
-        return LatentReplayBuffer(
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
+    def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
+        kwargs: dict[str, Any] = dict(
+            buffer_size=self.buffer_size, n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack or 1
+        )
+        buffer = LatentReplayBuffer(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
             device=self.device,
             n_envs=self.n_envs,
             n_augmentations=self.n_augmentations,
             augmentation=augmentation,
             latent_dtype=self.latent_dtype,
             max_latent_buffer_size=self.max_latent_buffer_size,
-            **{**kwargs, **self.replay_buffer_kwargs},
+            **{**kwargs, **self.replay_buffer_kwargs, **overrides},
         )
+        buffer.progress_remaining = self._current_progress_remaining
+        return buffer
 
     def freeze_encoder(self) -> None:
         """
@@ -212,7 +241,7 @@ class SEERMixin(OffPolicyAlgorithm):
             raise ValueError(f"{type(self.policy).__name__} has no encoder to freeze: use CnnPolicy with images")
         return self.replay_buffer
 
-    def encode(self, observations: np.ndarray) -> th.Tensor:
+    def encode(self, observations: Observations) -> th.Tensor:
         """
         What the encoder says of observations of the environment, without augmentation: larger images are cropped
         to their middle.
@@ -234,14 +263,18 @@ class SEERMixin(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         if isinstance(replay_buffer, LatentReplayBuffer):
-            assert isinstance(new_obs, np.ndarray)
             # Where an episode ended, new_obs is the first observation of the next one, which SB3 does not hand on.
             # The buffer encodes it in the same call as the last one of the episode.
             for i in np.flatnonzero(dones):
-                infos[i]["reset_observation"] = new_obs[i]
+                infos[i]["reset_observation"] = map_parts(itemgetter(i), new_obs)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         if isinstance(replay_buffer, LatentReplayBuffer) and replay_buffer.acting is not None:
             self.policy.remember(*replay_buffer.acting)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            self.replay_buffer.progress_remaining = self._current_progress_remaining
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
@@ -253,7 +286,8 @@ class SEERMixin(OffPolicyAlgorithm):
             callback = [callback]
         elif not isinstance(callback, list):
             callback = [] if callback is None else [ConvertCallback(callback)]
-        if self.freeze_after is not None and isinstance(self.policy, SEERPolicy) and not any(map(freezes, callback)):
+        has_encoder = isinstance(self.replay_buffer, LatentReplayBuffer)
+        if self.freeze_after is not None and has_encoder and not any(map(freezes, callback)):
             callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
         return super()._init_callback(callback, progress_bar)
 
@@ -289,49 +323,60 @@ class SEERMixin(OffPolicyAlgorithm):
             self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
             self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)
             self.logger.record("seer/bytes", self.replay_buffer.nbytes)
+            # Numbers of latents outside the range of latent_dtype, so far
+            self.logger.record("seer/clipped", self.replay_buffer.n_clipped)
         super().dump_logs()
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file. A file at ``path`` is replaced once
+        that is done: whatever happens, there is a whole file, the old one or the new one.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        with replacing(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer: an uncompressed zip of numpy's arrays, of what is filled. A file at ``path`` is replaced
+        once that is done. (Without an encoder to freeze: a pickle, as in SB3.)
+
+        :param path: path to the file where the replay buffer should be saved
+        """
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            save_buffer(self.replay_buffer, path, self.verbose)
+            return
+        with replacing(path, "pkl", self.verbose) as file:
+            super().save_replay_buffer(file)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer. One that holds images becomes one of latents if the encoder is frozen.
 
-        :param path: path to the pickled replay buffer
+        :param path: path to a replay buffer that ``save_replay_buffer`` wrote, or that the SB3 class pickled
         :param truncate_last_traj: not used: a trajectory that is not continued is seen as truncated
-        :raises ValueError: if the buffer is of another kind or shape, holds the latents of another encoder, or holds
-            latents while this model's encoder still learns. The model keeps the buffer that it had
+        :raises ValueError: if the file is damaged or of a later version; if the buffer is of another kind or shape, holds
+            the latents of another encoder, or holds latents while this model's encoder still learns. The model keeps
+            the buffer that it had
         """
         if not isinstance(self.replay_buffer, LatentReplayBuffer):
             super().load_replay_buffer(path, truncate_last_traj)
             return
-        replay_buffer = load_from_pkl(path, self.verbose)
-        if not isinstance(replay_buffer, LatentReplayBuffer):
-            raise ValueError(f"{path} holds a {type(replay_buffer).__name__}, not a LatentReplayBuffer")
-        for name in ("observation_space", "action_space", "n_envs"):
-            theirs, ours = getattr(replay_buffer, name), getattr(self, name)
-            if theirs != ours:
-                raise ValueError(f"The replay buffer in {path} has {name}={theirs}, this model has {ours}")
-        if replay_buffer.stage == "latents":
-            encoder = self.policy.encoder_fingerprint()
-            if not self.encoder_frozen or (replay_buffer.size() > 0 and replay_buffer.encoder_fingerprint != encoder):
-                raise ValueError(
-                    f"The replay buffer in {path} holds latents of encoder {replay_buffer.encoder_fingerprint}, "
-                    f"but the encoder of this model is {encoder if self.encoder_frozen else 'not frozen'}: "
-                    "load the model that was saved with the buffer"
-                )
-        # How to go on is the model's to say
-        ours = self.replay_buffer
-        for name in ("n_augmentations", "latent_dtype"):
-            if replay_buffer.stage == "latents" and getattr(replay_buffer, name) != getattr(ours, name):
-                raise ValueError(
-                    f"The replay buffer in {path} holds latents with {name}={getattr(replay_buffer, name)!r}, "
-                    f"this model has {getattr(ours, name)!r}"
-                )
-        if replay_buffer.stage == "images":
-            replay_buffer.n_augmentations, replay_buffer.latent_dtype = ours.n_augmentations, ours.latent_dtype
-            replay_buffer.max_latent_buffer_size, replay_buffer.codec = ours.max_latent_buffer_size, ours.codec
-        replay_buffer.n_steps, replay_buffer.gamma = ours.n_steps, ours.gamma
-        replay_buffer.augmentation, replay_buffer.device = ours.augmentation, self.device
-        replay_buffer.set_encoder(self.policy)
+        make_buffer = partial(self._make_replay_buffer, self.replay_buffer.augmentation)
+        if is_archive(path):
+            replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+        else:
+            replay_buffer = from_sb3_pickle(path, make_buffer, self.verbose)
+            replay_buffer.set_encoder(self.policy)
         if self.encoder_frozen and replay_buffer.stage == "images":
+            replay_buffer.codec = self.replay_buffer.codec
             replay_buffer.to_latents()
         self.replay_buffer = replay_buffer

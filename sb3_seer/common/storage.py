@@ -4,23 +4,48 @@ How observations are kept: one arena of bytes, read as images before the freeze 
 Both stores keep an observation once. The next observation of a row is the observation of the row
 after it, unless that row does not continue it (the end of an episode, a reset in the middle, the
 newest row): only then is a *successor* kept aside.
+
+The bytes of images are handled as unsigned integers as wide as divide a frame, *words*. What is expected next
+is kept as ``bytes``, one object an env: nothing in numpy compares as fast as these do.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 
-def same_bytes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """
-    :param left: shape ``(n, ...)``
-    :param right: the same shape
-    :return: for each of the ``n``, whether left and right are equal byte for byte, shape ``(n,)``
-    """
-    return (left == right).reshape(len(left), -1).all(axis=1)
+class Asides:
+    """A few arrays of varying length, kept aside under a row and an env."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, dict[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def items(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """:return: everything that is kept, under (row, env)"""
+        return (((row, env), aside) for row, asides in self._rows.items() for env, aside in asides.items())
+
+    def __setitem__(self, key: tuple[int, int], aside: np.ndarray) -> None:
+        self._rows.setdefault(key[0], {})[key[1]] = aside
+
+    def row(self, row: int) -> dict[int, np.ndarray]:
+        """:return: what is kept under that row, by env"""
+        return self._rows.get(row, {})
+
+    def pop_row(self, row: int) -> dict[int, np.ndarray]:
+        """:return: what was kept under that row, by env; no longer kept"""
+        return self._rows.pop(row, {})
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
 
 
-class TransitionStore:
+class TransitionStore(ABC):
     """
     What both stages share: which rows continue the row before them, and the asides of those that do not.
 
@@ -29,33 +54,45 @@ class TransitionStore:
     :param n_envs: transitions in a row
     """
 
+    # What a store is made of, besides its arrays of one entry a row
+    NUMBERS: tuple[str, ...] = ()
+    ENV_ARRAYS: tuple[str, ...] = ("pending_bytes", "open")
+    ASIDES: tuple[str, ...] = ("successor",)
+
     def __init__(self, arena: np.ndarray, rows: int, n_envs: int):
         self.arena = arena
         self.rows = rows
         self.n_envs = n_envs
         # linked[r, e]: the observation of row r + 1 is the next observation of row r
         self.linked = np.zeros((rows, n_envs), dtype=bool)
-        self.successor: dict[tuple[int, int], np.ndarray] = {}
-        # The observations expected next, shape [n_envs, n_stack, frame_bytes]
-        self.pending: np.ndarray | None = None
+        self.successor = Asides()
+        # The observation that each env is expected to go on with
+        self.pending: list[bytes] = [b""] * n_envs
         # open[e]: the newest row of env e did not end an episode, so that `pending` is its next observation
-        self.open = np.zeros(n_envs, dtype=bool)
+        self.open = [False] * n_envs
+
+    @property
+    def pending_bytes(self) -> np.ndarray:
+        """the observations expected next, shape ``(n_envs, n_bytes)``"""
+        return np.frombuffer(b"".join(self.pending), dtype=np.uint8).reshape(self.n_envs, -1).copy()
+
+    @pending_bytes.setter
+    def pending_bytes(self, observations: np.ndarray) -> None:
+        self.pending = [observation.tobytes() for observation in observations]
 
     def clear(self) -> None:
         """Forget every transition."""
         self.successor.clear()
-        self.pending = None
+        self.pending = [b""] * self.n_envs
 
-    def continues(self, obs: np.ndarray) -> np.ndarray:
+    def continues(self, obs: np.ndarray) -> list[bool]:
         """
-        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
-        :return: for each env, whether they are the observations expected, shape ``(n_envs,)``
+        :param obs: words of the observations, shape ``(n_envs, n_stack, frame_words)``
+        :return: for each env, whether that is the observation expected
         """
-        if self.pending is None:
-            return np.zeros(self.n_envs, dtype=bool)
-        return same_bytes(obs, self.pending)
+        return [observation.tobytes() == pending for observation, pending in zip(obs, self.pending, strict=True)]
 
-    def link(self, row: int, continues: np.ndarray) -> None:
+    def link(self, row: int, continues: list[bool]) -> None:
         """
         Settle where the newest row finds its next observation, before the row after it is written.
 
@@ -63,19 +100,25 @@ class TransitionStore:
         :param continues: for each env, whether what is about to be written there is what was expected
         """
         newest = (row - 1) % self.rows
-        self.linked[newest] = self.open & continues
-        for env in (self.open & ~continues).nonzero()[0]:
-            self.successor[newest, int(env)] = self._pending_successor(int(env))
+        for env, is_open in enumerate(self.open):
+            if is_open and continues[env]:
+                self.linked[newest, env] = True
+            elif is_open:
+                self.successor[newest, env] = self._pending_successor(env)
 
     def evict(self, row: int) -> None:
         """
         :param row: the oldest row, which is about to be overwritten
         """
-        for env in range(self.n_envs):
-            self.successor.pop((row, env), None)
+        self.successor.pop_row(row)
 
+    @abstractmethod
+    def row_arrays(self) -> dict[str, np.ndarray]:
+        """:return: the arrays of one entry a row, by name"""
+
+    @abstractmethod
     def _pending_successor(self, env: int) -> np.ndarray:
-        raise NotImplementedError()
+        """:return: what to keep aside as the next observation of the newest row"""
 
 
 class ImageStore(TransitionStore):
@@ -83,30 +126,55 @@ class ImageStore(TransitionStore):
     Observations as images: the newest frame of each in the arena, the older ones rebuilt from the rows before.
 
     A row whose older frames are not those of the row before (the first of an episode) keeps them
-    aside as its *history*; the rows just after it rebuild from that as well.
+    aside as its *history*; the rows just after it rebuild from that as well. What the oldest row needs of the
+    rows overwritten before it is the *tail*.
 
     :param arena: the bytes to store in, shape ``(rows * n_envs * frame_bytes,)``
     :param rows: rows of the ring
     :param n_envs: transitions in a row
     :param n_stack: frames in an observation, oldest first
+    :param word: unsigned integer type that divides a frame
     """
 
-    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
+    NUMBERS = ("oldest", "tail_start")
+    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "shifted", "tail")
+    ASIDES = (*TransitionStore.ASIDES, "history")
+
+    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int, word: np.dtype):
         super().__init__(arena, rows, n_envs)
         self.n_stack = n_stack
+        self.word = word
+        # The arena as frames, shape [rows, n_envs, frame_words]
+        self.frames = arena.view(word).reshape(rows, n_envs, -1)
         # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames),
         # those that were overwritten since included
         self.age = np.zeros((rows, n_envs), dtype=np.int16)
+        # The age of a row that follows one of that age
+        self.next_age = np.minimum(np.arange(1, n_stack + 1, dtype=np.int16), n_stack - 1)
         self.oldest = 0
-        self.history: dict[tuple[int, int], np.ndarray] = {}
+        self.history = Asides()
+        # The older frames of the oldest row's stack, if its age is not zero: a ring of shape
+        # [n_stack - 1, n_envs, frame_words] that begins at tail_start
+        self.tail = np.zeros((n_stack - 1, n_envs, self.frames.shape[2]), dtype=word)
+        self.tail_start = 0
         # shifted[e]: `pending` is the newest row's stack, moved on by one frame
-        self.shifted = np.zeros(n_envs, dtype=bool)
+        self.shifted = [False] * n_envs
         self.offsets = np.arange(1 - n_stack, 1)
 
+    def row_arrays(self) -> dict[str, np.ndarray]:
+        return dict(observations=self.frames.view(np.uint8), linked=self.linked, age=self.age)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "frames": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.frames = self.arena.view(self.word).reshape(self.rows, self.n_envs, -1)
+
     @property
-    def frames(self) -> np.ndarray:
-        """the arena as frames, shape ``(rows, n_envs, frame_bytes)``"""
-        return self.arena.reshape(self.rows, self.n_envs, -1)
+    def pending_words(self) -> np.ndarray:
+        """the observations expected next, shape ``(n_envs, n_stack, frame_words)``"""
+        return self.pending_bytes.view(self.word).reshape(self.n_envs, self.n_stack, -1)
 
     def clear(self) -> None:
         super().clear()
@@ -115,55 +183,59 @@ class ImageStore(TransitionStore):
 
     def evict(self, row: int) -> None:
         super().evict(row)
-        after = self.oldest = (row + 1) % self.rows
-        frames = self.frames
-        for env in range(self.n_envs):
-            # The oldest row has no row before it, so it always has a history (None: stacks of one frame have none)
-            history = self.history.pop((row, env), None)  # [<= n_stack - 1, frame_bytes]
-            if history is None or after == row or self.age[after, env] == 0:
-                continue
-            # The row after needs this frame: it gets a history of its own, one frame further on
-            frame = frames[row, env]
-            if len(history) == 0 and np.array_equal(frame, frames[after, env]):
-                self.history[after, env] = history
-            else:
-                older = history[max(len(history) - (self.n_stack - 2), 0) :]
-                self.history[after, env] = np.concatenate((older, frame[None]))
+        self.oldest = (row + 1) % self.rows
+        if self.n_stack == 1:
+            return
+        for env, history in self.history.pop_row(row).items():
+            stack = np.concatenate((self.tail[:, env], self.frames[row, env : env + 1]))
+            self._unpack_history(history, stack)
+            self.tail[:, env] = np.roll(stack[:-1], self.tail_start, axis=0)
+        # The next row's stack is this one's, moved on by this row's frame
+        self.tail[self.tail_start] = self.frames[row]
+        self.tail_start = (self.tail_start + 1) % (self.n_stack - 1)
 
     def add(
-        self, row: int, follows: np.ndarray, obs: np.ndarray, next_obs: np.ndarray, pending: np.ndarray, done: np.ndarray
+        self,
+        row: int,
+        follows: list[bool],
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        resets: dict[int, np.ndarray],
+        done: list[bool],
     ) -> None:
         """
         :param row: the row to write
         :param follows: for each env, whether the row before is held and ``obs`` is what was expected after it
-        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
-        :param next_obs: bytes of the next observations, same shape
-        :param pending: bytes of the observations expected next, same shape; kept, not copied
+        :param obs: words of the observations, shape ``(n_envs, n_stack, frame_words)``
+        :param next_obs: words of the next observations, same shape
+        :param resets: of envs where an episode ended, words of the next one's first observation, if known
         :param done: for each env, whether the episode ended
         """
         self.frames[row] = obs[:, -1]
         self.linked[row] = False
         if self.n_stack > 1:
-            follows = follows & self.shifted
-            self.age[row] = np.where(follows, np.minimum(self.age[row - 1] + 1, self.n_stack - 1), 0)
-            for env in (~follows).nonzero()[0]:
-                self.history[row, int(env)] = self._history_of(obs[env])
-        shifted = same_bytes(next_obs[:, :-1], obs[:, 1:])
-        for env in done.nonzero()[0]:
-            self.successor[row, int(env)] = next_obs[env, -1 if shifted[env] else 0 :].copy()
-        self.pending = pending
-        self.open = ~done
-        self.shifted = shifted & self.open
+            self.age[row] = self.next_age[self.age[row - 1]]
+        for env in range(self.n_envs):
+            if self.n_stack > 1 and not (follows[env] and self.shifted[env]):
+                self.age[row, env] = 0
+                self.history[row, env] = self._history_of(obs[env])
+            expected = next_obs[env].tobytes()
+            shifted = expected.startswith(obs[env, 1:].tobytes())
+            if done[env]:
+                self.successor[row, env] = next_obs[env, -1 if shifted else 0 :].copy()
+            self.pending[env] = resets[env].tobytes() if env in resets else expected
+            self.open[env] = not done[env]
+            self.shifted[env] = shifted and not done[env]
 
     def observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
         :param rows: shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
-        :return: bytes of the observations, shape ``(batch_size, n_stack, frame_bytes)``
+        :return: words of the observations, shape ``(batch_size, n_stack, frame_words)``
         """
         slots = (rows[:, None] + self.offsets) % self.rows * self.n_envs + envs[:, None]  # [batch_size, n_stack]
         # take() copies a frame at a time, several times faster than indexing with an array
-        stacks = self.arena.reshape(self.rows * self.n_envs, -1).take(slots, axis=0)
+        stacks = self.frames.reshape(self.rows * self.n_envs, -1).take(slots, axis=0)
         self._fill_history(stacks, rows, envs)
         return stacks
 
@@ -171,7 +243,7 @@ class ImageStore(TransitionStore):
         """
         :param rows: shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
-        :return: bytes of the next observations, shape ``(batch_size, n_stack, frame_bytes)``
+        :return: words of the next observations, shape ``(batch_size, n_stack, frame_words)``
         """
         linked = self.linked[rows, envs]
         stacks = self.observations((rows + linked) % self.rows, envs)
@@ -185,18 +257,18 @@ class ImageStore(TransitionStore):
 
         :param n_rows: rows that hold transitions
         :param chunk: rows to read at a time
-        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_bytes)``;
-            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_bytes)``
+        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_words)``;
+            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_words)``
         """
-        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_bytes]
+        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_words]
         for first in range(0, n_rows, chunk):
             rows = np.arange(first, min(first + chunk, n_rows))
-            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_bytes]
+            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_words]
             before = frames[len(rows) :].copy()
             stacks = np.stack([frames[i : i + len(rows)] for i in range(self.n_stack)], axis=2)
             flat = stacks.reshape(len(rows) * self.n_envs, self.n_stack, -1)
             self._fill_history(flat, rows.repeat(self.n_envs), np.tile(np.arange(self.n_envs), len(rows)))
-            keys = [(int(row), env) for row in rows for env in range(self.n_envs) if (int(row), env) in self.successor]
+            keys = [(row, env) for row in rows.tolist() for env in self.successor.row(row)]
             successors = np.stack([stacks[row - first, env] for row, env in keys]) if keys else flat[:0]
             for stack, key in zip(successors, keys, strict=True):
                 self._to_successor(stack, *key)
@@ -209,33 +281,42 @@ class ImageStore(TransitionStore):
             first += 1
         return stack[first:-1].copy()
 
+    def _unpack_history(self, history: np.ndarray, frames: np.ndarray) -> None:
+        """
+        :param history: what ``_history_of`` returned for a row
+        :param frames: that row's frame, and before it room for the frames to write there, at most ``n_stack - 1``
+        """
+        n_missing = len(frames) - 1
+        n_kept = min(len(history), n_missing)
+        frames[n_missing - n_kept : n_missing] = history[len(history) - n_kept :]
+        frames[: n_missing - n_kept] = frames[n_missing - n_kept]
+
     def _fill_history(self, stacks: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
-        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_bytes]."""
+        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_words]."""
         if self.n_stack == 1:
             return
-        missing = self.n_stack - 1 - np.minimum(self.age[rows, envs], (rows - self.oldest) % self.rows)  # [batch_size]
-        for i in missing.nonzero()[0]:
-            n_missing = int(missing[i])
-            first_row = (int(rows[i]) - (self.n_stack - 1 - n_missing)) % self.rows
-            history = self.history[first_row, int(envs[i])]
-            n_kept = min(len(history), n_missing)
-            stacks[i, n_missing - n_kept : n_missing] = history[len(history) - n_kept :]
-            stacks[i, : n_missing - n_kept] = stacks[i, n_missing - n_kept]
+        held = (rows - self.oldest) % self.rows  # rows before it that are held, [batch_size]
+        ages = self.age[rows, envs]
+        for i in (np.minimum(ages, held) < self.n_stack - 1).nonzero()[0].tolist():
+            row, env, age = int(rows[i]), int(envs[i]), int(ages[i])
+            if age > held[i]:
+                n_missing = self.n_stack - 1 - int(held[i])
+                stacks[i, :n_missing] = np.roll(self.tail[:, env], -self.tail_start, axis=0)[held[i] :]
+            else:
+                self._unpack_history(self.history.row((row - age) % self.rows)[env], stacks[i, : self.n_stack - age])
 
     def _to_successor(self, stack: np.ndarray, row: int, env: int) -> None:
-        """Turn the observation of a row, shape [n_stack, frame_bytes], into its next observation, in place."""
-        successor = self.successor.get((row, env))
+        """Turn the observation of a row, shape [n_stack, frame_words], into its next observation, in place."""
+        successor = self.successor.row(row).get(env)
         if successor is None:
-            assert self.pending is not None  # the newest row
-            stack[:] = self.pending[env]
+            stack[:] = self.pending_words[env]  # the newest row
         else:
             # One frame, or the whole stack where it is not the last one moved on by a frame
             stack[: -len(successor)] = stack[len(successor) :]
             stack[-len(successor) :] = successor
 
     def _pending_successor(self, env: int) -> np.ndarray:
-        assert self.pending is not None
-        return self.pending[env, -1 if self.shifted[env] else 0 :].copy()
+        return self.pending_words[env, -1 if self.shifted[env] else 0 :].copy()
 
 
 class LatentStore(TransitionStore):
@@ -249,12 +330,17 @@ class LatentStore(TransitionStore):
     :param shape: (K, N, L)
     """
 
+    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "pending_latents")
+
     def __init__(self, arena: np.ndarray, rows: int, n_envs: int, dtype: str, shape: tuple[int, int, int]):
         super().__init__(arena, rows, n_envs)
         self.dtype = np.dtype(dtype)
         self.shape = shape
         # Stored latents of `pending`
         self.pending_latents = np.zeros((n_envs, *shape), dtype=self.dtype)
+
+    def row_arrays(self) -> dict[str, np.ndarray]:
+        return dict(observations=self.records, linked=self.linked)
 
     @property
     def records(self) -> np.ndarray:
@@ -269,22 +355,23 @@ class LatentStore(TransitionStore):
         next_latents: np.ndarray,
         pending: np.ndarray,
         pending_latents: np.ndarray,
-        done: np.ndarray,
+        done: list[bool],
     ) -> None:
         """
         :param row: the row to write
         :param latents: of the observations, shape ``(n_envs, K, N, L)``
         :param next_latents: of the next observations, same shape
-        :param pending: bytes of the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``; kept, not copied
+        :param pending: words of the observations expected next, shape ``(n_envs, n_stack, frame_words)``
         :param pending_latents: of those, shape ``(n_envs, K, N, L)``
         :param done: for each env, whether the episode ended
         """
         self.records[row] = latents
         self.linked[row] = False
-        for env in done.nonzero()[0]:
-            self.successor[row, int(env)] = next_latents[env].copy()
-        self.pending, self.pending_latents = pending, pending_latents
-        self.open = ~done
+        for env in range(self.n_envs):
+            if done[env]:
+                self.successor[row, env] = next_latents[env].copy()
+        self.pending_bytes, self.pending_latents = pending, pending_latents
+        self.open = [not ended for ended in done]
 
     def latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
@@ -308,7 +395,7 @@ class LatentStore(TransitionStore):
         latents = self.latents((rows + linked) % self.rows, envs, copies)
         for i in (~linked).nonzero()[0]:
             row, env = int(rows[i]), int(envs[i])
-            latents[i] = self.successor.get((row, env), self.pending_latents[env])[copies[i]]
+            latents[i] = self.successor.row(row).get(env, self.pending_latents[env])[copies[i]]
         return latents
 
     def move_to_end(self, first: int, end: int) -> None:

@@ -1,9 +1,13 @@
 """Types shared by the replay buffer (which stores latents) and the networks (which read them)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+
+Observations = np.ndarray | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -14,16 +18,18 @@ class Latents:
 
     :param values: float32 tensor of shape ``(batch_size, N, L)``: N networks with a latent
         of their own, L numbers in a latent
+    :param others: of ``Dict`` observations, what is no image, by key
     """
 
     values: th.Tensor
+    others: TensorDict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def detach(self) -> "Latents":
         """:return: the same latents, cut off from the graph that computed them"""
-        return Latents(self.values.detach())
+        return Latents(self.values.detach(), self.others)
 
 
 class LatentEncoder(Protocol):
@@ -35,18 +41,15 @@ class LatentEncoder(Protocol):
     def latent_shape(self) -> tuple[int, int]:
         """(N, L): networks with a latent of their own, numbers in a latent"""
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images that ``encode`` takes, after augmentation"""
-
-    @property
-    def device(self) -> th.device:
-        """where the encoder lives"""
-
-    def encode(self, images: th.Tensor) -> th.Tensor:
+    def center_crop(self, images: PyTorchObs) -> PyTorchObs:
         """
-        :param images: shape ``(batch_size, *image_shape)``, dtype of the observation space,
-            on ``device``
+        :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
+        :return: what the encoder sees of them where nothing is augmented
+        """
+
+    def encode(self, images: PyTorchObs) -> th.Tensor:
+        """
+        :param images: as large as ``center_crop`` makes them, dtype of the observation space
         :return: float32 latents of shape ``(batch_size, N, L)``, without a graph
         """
 

@@ -1,6 +1,7 @@
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.dqn.policies import CnnPolicy as SB3CnnPolicy
-from stable_baselines3.dqn.policies import MlpPolicy, MultiInputPolicy, QNetwork
+from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, QNetwork
+from stable_baselines3.dqn.policies import MultiInputPolicy as SB3MultiInputPolicy
 
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 
@@ -11,8 +12,8 @@ class LatentQNetwork(LatentNetwork, QNetwork):
     """Q-network that takes images or latents."""
 
 
-class CnnPolicy(SEERPolicy, SB3CnnPolicy):
-    """Policy of ``SEERDQN`` for images. Parameters as SB3's ``dqn.CnnPolicy``, and ``SEERPolicy``."""
+class SEERDQNPolicy(SEERPolicy, DQNPolicy):
+    """Policy of ``SEERDQN``. Parameters as SB3's ``DQNPolicy``, and ``SEERPolicy``."""
 
     q_net: LatentQNetwork
     q_net_target: LatentQNetwork
@@ -31,3 +32,11 @@ class CnnPolicy(SEERPolicy, SB3CnnPolicy):
     @property
     def target_networks(self) -> list[LatentNetwork]:
         return [self.q_net_target]
+
+
+class CnnPolicy(SEERDQNPolicy, SB3CnnPolicy):
+    """Policy of ``SEERDQN`` for images."""
+
+
+class MultiInputPolicy(SEERDQNPolicy, SB3MultiInputPolicy):
+    """Policy of ``SEERDQN`` for ``Dict`` observations with images."""

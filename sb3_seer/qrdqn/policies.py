@@ -1,5 +1,6 @@
 from sb3_contrib.qrdqn.policies import CnnPolicy as SB3CnnPolicy
-from sb3_contrib.qrdqn.policies import MlpPolicy, MultiInputPolicy, QuantileNetwork
+from sb3_contrib.qrdqn.policies import MlpPolicy, QRDQNPolicy, QuantileNetwork
+from sb3_contrib.qrdqn.policies import MultiInputPolicy as SB3MultiInputPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
@@ -11,8 +12,8 @@ class LatentQuantileNetwork(LatentNetwork, QuantileNetwork):
     """Quantile network that takes images or latents."""
 
 
-class CnnPolicy(SEERPolicy, SB3CnnPolicy):
-    """Policy of ``SEERQRDQN`` for images. Parameters as sb3-contrib's ``qrdqn.CnnPolicy``, and ``SEERPolicy``."""
+class SEERQRDQNPolicy(SEERPolicy, QRDQNPolicy):
+    """Policy of ``SEERQRDQN``. Parameters as sb3-contrib's ``QRDQNPolicy``, and ``SEERPolicy``."""
 
     quantile_net: LatentQuantileNetwork
     quantile_net_target: LatentQuantileNetwork
@@ -31,3 +32,11 @@ class CnnPolicy(SEERPolicy, SB3CnnPolicy):
     @property
     def target_networks(self) -> list[LatentNetwork]:
         return [self.quantile_net_target]
+
+
+class CnnPolicy(SEERQRDQNPolicy, SB3CnnPolicy):
+    """Policy of ``SEERQRDQN`` for images."""
+
+
+class MultiInputPolicy(SEERQRDQNPolicy, SB3MultiInputPolicy):
+    """Policy of ``SEERQRDQN`` for ``Dict`` observations with images."""

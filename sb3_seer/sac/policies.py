@@ -4,8 +4,9 @@ import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.sac.policies import Actor, MlpPolicy, MultiInputPolicy
+from stable_baselines3.sac.policies import Actor, MlpPolicy, SACPolicy
 from stable_baselines3.sac.policies import CnnPolicy as SB3CnnPolicy
+from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
 from sb3_seer.common.encoders import SplitExtractor
@@ -31,9 +32,9 @@ class LatentActor(LatentNetwork, Actor):
     shares_extractor = False
 
 
-class CnnPolicy(SEERPolicy, SB3CnnPolicy):
+class SEERSACPolicy(SEERPolicy, SACPolicy):
     """
-    Policy of ``SEERSAC`` for images. Parameters as SB3's ``sac.CnnPolicy``, and ``SEERPolicy``.
+    Policy of ``SEERSAC``. Parameters as SB3's ``SACPolicy``, and ``SEERPolicy``.
 
     The critic's loss trains the encoder, the actor learns from what that puts out (SAC-AE, DrQ, CURL). In SB3
     the actor's loss trains a shared features extractor, and separate ones run the convolutions five times
@@ -94,11 +95,11 @@ class CnnPolicy(SEERPolicy, SB3CnnPolicy):
     def target_networks(self) -> list[LatentNetwork]:
         return [self.critic_target]
 
-    def encode_batch(self, observations: th.Tensor | Latents, next_observations: th.Tensor | Latents) -> "EncodedBatch":
+    def encode_batch(self, observations: PyTorchObs | Latents, next_observations: PyTorchObs | Latents) -> "EncodedBatch":
         """
         Encode a batch for a gradient step, each image once for each set of convolutions. Latents stay as they are.
 
-        :param observations: images of shape ``(batch_size, *image_shape)``, or latents
+        :param observations: augmented images, a dict with some, or latents
         :param next_observations: likewise
         :return: latents of the observations, for the critic with the graph that trains the encoder; and of the next
             observations, without a graph, for the actor and for the target critic
@@ -111,6 +112,14 @@ class CnnPolicy(SEERPolicy, SB3CnnPolicy):
             next_latents = self._encode(next_observations, self.encoder_networks)
             target_latents = self._encode(next_observations, self.target_networks)
         return latents, next_latents, target_latents
+
+
+class CnnPolicy(SEERSACPolicy, SB3CnnPolicy):
+    """Policy of ``SEERSAC`` for images: see :class:`SEERSACPolicy`."""
+
+
+class MultiInputPolicy(SEERSACPolicy, SB3MultiInputPolicy):
+    """Policy of ``SEERSAC`` for ``Dict`` observations with images: see :class:`SEERSACPolicy`."""
 
 
 EncodedBatch = tuple[Latents, Latents, Latents]

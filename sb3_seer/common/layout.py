@@ -1,0 +1,116 @@
+"""Which parts of an observation are images, and how these lie in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_seer.common.augmentations import CenterCrop
+from sb3_seer.common.type_aliases import Observations
+
+
+def is_image(space: spaces.Space) -> bool:
+    """
+    :param space: an observation space, or that of one key of it
+    :return: whether it is encoded: a ``Box`` of 3 dimensions
+    """
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
+
+
+def image_spaces(space: spaces.Space) -> dict[str, spaces.Box]:
+    """
+    :param space: an observation space
+    :return: its images by key, under the key ``""`` if it is no ``Dict``
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return {key: part for key, part in parts.items() if is_image(part)}  # type: ignore[misc]
+
+
+def map_parts(function: Callable[..., Any], *observations: Any) -> Any:
+    """
+    :param function: of arrays or tensors
+    :param observations: arrays or tensors, or dicts with the same keys
+    :return: what the function makes of them; of dicts, what it makes of each key
+    """
+    if isinstance(observations[0], dict):
+        return {key: function(*(part[key] for part in observations)) for key in observations[0]}
+    return function(*observations)
+
+
+def separate(observations: Any, space: spaces.Space) -> tuple[Any, dict[str, Any]]:
+    """
+    :param observations: images, or a dict with some
+    :param space: of the observations
+    :return: the images, by key if there are keys; and all else, by key
+    """
+    if not isinstance(observations, dict):
+        return observations, {}
+    keys = image_spaces(space)
+    images = {key: part for key, part in observations.items() if key in keys}
+    return images, {key: part for key, part in observations.items() if key not in keys}
+
+
+def center_crop(observations: Any, space: spaces.Space) -> Any:
+    """
+    :param observations: batch of images, or a dict with some (any keys of the space)
+    :param space: where the images are as large as they are to become
+    :return: the same, with the middle of images that are larger
+    """
+    if not isinstance(observations, dict):
+        return CenterCrop(space.shape[-2:])(observations)  # type: ignore[index]
+    images = image_spaces(space)
+    return {key: CenterCrop(images[key].shape[-2:])(part) if key in images else part for key, part in observations.items()}
+
+
+class ImageLayout:
+    """
+    Takes observations apart: into the frames of their images, laid out one after the other as *words*
+    (unsigned integers as wide as divide a frame), and into all else.
+
+    :param observation_space: a ``Box`` of channels-first images, or a ``Dict`` with at least one
+    :param n_stack: frames stacked along the channels of each image, the newest last
+    """
+
+    def __init__(self, observation_space: spaces.Space, n_stack: int):
+        self.is_dict = isinstance(observation_space, spaces.Dict)
+        self.n_stack = n_stack
+        self.images = image_spaces(observation_space)
+        self.others = {key: space for key, space in getattr(observation_space, "spaces", {}).items() if key not in self.images}
+        # Of each image: its dtype, bytes of a frame
+        self.dtypes = [np.dtype(box.dtype) for box in self.images.values()]
+        self.sizes = [int(np.prod(box.shape)) * box.dtype.itemsize // n_stack for box in self.images.values()]
+        self.frame_bytes = sum(self.sizes)
+        self.word = next(np.dtype(f"u{size}") for size in (8, 4, 2, 1) if self.frame_bytes % size == 0)
+
+    def to_words(self, observations: Observations) -> np.ndarray:
+        """
+        :param observations: one observation, or a batch
+        :return: the images' words, shape ``(n, n_stack, frame_words)``; a view if they are no ``Dict``
+        """
+        if not isinstance(observations, dict):
+            (dtype,) = self.dtypes
+            image = np.ascontiguousarray(observations, dtype=dtype)
+            return image.reshape(-1, self.n_stack, self.frame_bytes // dtype.itemsize).view(self.word)
+        parts = [
+            np.ascontiguousarray(observations[key], dtype=dtype)
+            .reshape(-1, self.n_stack, size // dtype.itemsize)
+            .view(np.uint8)
+            for key, dtype, size in zip(self.images, self.dtypes, self.sizes, strict=True)
+        ]
+        return np.concatenate(parts, axis=2).view(self.word)
+
+    def to_images(self, words: np.ndarray) -> Observations:
+        """
+        :param words: shape ``(n, n_stack, frame_words)``
+        :return: the images that they are; of a ``Dict`` space, by key
+        """
+        if not self.is_dict:
+            (box,) = self.images.values()
+            return words.view(box.dtype).reshape(len(words), *box.shape)
+        frames = words.view(np.uint8)  # [n, n_stack, frame_bytes]
+        parts = np.split(frames, np.cumsum(self.sizes)[:-1], axis=2)
+        return {
+            key: np.ascontiguousarray(part).view(box.dtype).reshape(len(words), *box.shape)
+            for (key, box), part in zip(self.images.items(), parts, strict=True)
+        }

@@ -1,0 +1,255 @@
+"""Replay buffers as files: what is written, what is refused, and what a kill leaves behind."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import time
+import tracemalloc
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from replay_oracle import Oracle, Stream, StubEncoder, image_space, name_space
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from test_invariants import assert_same, make_model
+from test_replay_buffer import make_oracle, saved
+from test_save_load import train_on
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
+from sb3_seer.common.replay import LatentReplayBuffer
+
+
+def transitions(buffer: Any) -> dict[int, tuple[np.ndarray, ...]]:
+    """:return: every transition that is held, by its name (its action)"""
+    n_rows, found = buffer.size(), {}
+    for env in range(buffer.n_envs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(np.random, "randint", lambda *_, env=env, **kwargs: np.full(kwargs["size"], env))
+            samples = buffer._get_samples(np.arange(n_rows))
+        for parts in zip(*(part.numpy() for part in samples if part is not None), strict=True):
+            found[int(parts[1][0])] = parts
+    return found
+
+
+@pytest.mark.parametrize("n_steps", [0, 17, 40])
+@pytest.mark.parametrize("optimize_memory_usage", [False, True])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_pickle_of_sb3_loads(n_envs: int, optimize_memory_usage: bool, n_steps: int, tmp_path: Path) -> None:
+    """Empty, partly full, and wrapped."""
+    spaces = image_space(3), name_space()
+    # SB3 cannot do both
+    kwargs = dict(optimize_memory_usage=optimize_memory_usage, handle_timeout_termination=not optimize_memory_usage)
+    theirs = ReplayBuffer(24 * n_envs, *spaces, device="cpu", n_envs=n_envs, **kwargs)
+    rng = np.random.RandomState(0)
+    streams = [Stream(rng, 3, "zeros") for _ in range(n_envs)]
+    for stream in streams:
+        # There, the next observation of an unannounced reset is lost
+        stream.reset_unannounced = False
+    Oracle(theirs, streams).add(n_steps)
+    with open(tmp_path / "sb3.pkl", "wb") as file:
+        pickle.dump(theirs, file)
+
+    def make_buffer(**kwargs: Any) -> LatentReplayBuffer:
+        return LatentReplayBuffer(
+            observation_space=spaces[0], action_space=spaces[1], device="cpu", n_envs=n_envs, n_stack=3, **kwargs
+        )
+
+    ours = from_sb3_pickle(tmp_path / "sb3.pkl", make_buffer)
+    assert ours.buffer_size == theirs.buffer_size and ours.stage == "images"
+    # In that mode of SB3's, the next observation overwrites the oldest one, and is lost where an episode ended
+    assert ours.size() == theirs.size() - (optimize_memory_usage and theirs.full)
+    if n_steps:
+        expected, got = transitions(theirs), transitions(ours)
+        assert len(got) == ours.size() * n_envs and set(got) <= set(expected)
+        for name, parts in got.items():
+            for part, wanted in zip(parts, expected[name], strict=True):
+                np.testing.assert_array_equal(part, wanted)
+
+
+def test_a_project_that_changes_its_import_keeps_its_buffer(tmp_path: Path) -> None:
+    """Pickles of DQN go on as images in SEERDQN, and as latents where it is frozen."""
+    for n_steps, kind in ((1, ReplayBuffer), (3, NStepReplayBuffer)):
+        upstream = DQN("CnnPolicy", LightEnv(size=48), buffer_size=50, learning_starts=10, n_steps=n_steps, device="cpu")
+        assert type(upstream.replay_buffer) is kind
+        upstream.learn(70)
+        upstream.save_replay_buffer(tmp_path / "dqn")
+        for frozen in (False, True):
+            kwargs = dict(buffer_size=50, learning_starts=10, n_steps=n_steps, device="cpu", freeze_after=None)
+            model = SEERDQN("CnnPolicy", LightEnv(size=48), policy_kwargs=dict(features_extractor_class=TinyEncoder), **kwargs)
+            if frozen:
+                with pytest.warns(UserWarning, match="before its first gradient step"):
+                    model.freeze_encoder()
+            model.load_replay_buffer(tmp_path / "dqn.pkl")
+            assert model.replay_buffer.size() == 50 and model.replay_buffer.n_steps == n_steps
+            assert model.replay_buffer.stage == ("latents" if frozen else "images")
+            model.learn(20)
+            assert model.replay_buffer.size() == (70 if frozen else 50)
+
+
+@pytest.mark.parametrize("stage", ["images", "latents"])
+def test_only_what_is_filled_is_written_a_chunk_at_a_time(stage: str, tmp_path: Path) -> None:
+    space = image_space(4, (1, 84, 84))
+    make_buffer = partial(LatentReplayBuffer, observation_space=space, action_space=name_space(), device="cpu")
+    buffer = make_buffer(buffer_size=4_000, n_stack=4)
+    encoder = StubEncoder(space.shape, (1, 576))
+    buffer.set_encoder(encoder)
+    oracle = Oracle(buffer, [Stream(np.random.RandomState(0), 4, "repeat", frame_shape=(1, 84, 84))])
+    oracle.streams[0].break_stacks = False
+    oracle.add(1_000)
+    if stage == "latents":
+        buffer.to_latents()
+    n_bytes = 1_000 * (7_056 if stage == "images" else 2_304)
+
+    tracemalloc.start()
+    save_buffer(buffer, tmp_path / "buffer")
+    peak = tracemalloc.get_traced_memory()[1]
+    assert peak < 2.5e6
+    file_size = (tmp_path / "buffer.pkl").stat().st_size
+    assert n_bytes < file_size < n_bytes + 4e6
+    tracemalloc.reset_peak()
+    loaded = load_buffer(tmp_path / "buffer", make_buffer, encoder, frozen=stage == "latents")
+    own = loaded.nbytes + loaded.buffer_size * loaded._step_bytes()
+    # The whole buffer (tracemalloc counts pages of it that were never touched), the asides, and a chunk
+    assert tracemalloc.get_traced_memory()[1] < own + (file_size - n_bytes) + 2.5e6
+    tracemalloc.stop()
+    # numpy opens the file, too
+    with np.load(tmp_path / "buffer.pkl") as arrays:
+        assert arrays["observations"].nbytes == n_bytes
+        np.testing.assert_array_equal(arrays["rewards"][:, 0], [step["reward"] for (step,) in oracle.steps])
+
+
+def test_a_file_that_is_not_whole_is_refused_and_the_model_keeps_its_buffer(tmp_path: Path) -> None:
+    model = make_model(SEERQRDQN, freeze_after=None)
+    model.learn(60)
+    model.save_replay_buffer(tmp_path / "buffer")
+    whole, kept = (tmp_path / "buffer.pkl").read_bytes(), model.replay_buffer
+    path = tmp_path / "damaged.pkl"
+
+    def refuses(content: bytes, message: str) -> None:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path}.*{message}"):
+            model.load_replay_buffer(path)
+        assert model.replay_buffer is kept
+
+    refuses(whole[:-100], "truncated")
+    refuses(whole[: len(whole) // 2], "truncated")
+    middle = whole.index(b"observations.npy") + 1_000
+    refuses(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "corrupted, in observations.npy")
+    with zipfile.ZipFile(tmp_path / "buffer.pkl") as archive, zipfile.ZipFile(path, "w") as later:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "meta.json":
+                content = json.dumps({**json.loads(content), "version": 99}).encode()
+            later.writestr(name, content)
+    refuses(path.read_bytes(), "version 99.*update sb3_seer")
+    path.write_bytes(whole)
+    model.load_replay_buffer(path)
+    assert_same(train_on(model), train_on(model_with(kept)))
+
+
+def model_with(replay_buffer: LatentReplayBuffer) -> SEERQRDQN:
+    model = make_model(SEERQRDQN, freeze_after=None)
+    model.learn(60)
+    model.replay_buffer = replay_buffer
+    return model
+
+
+def test_a_save_that_fails_leaves_the_file_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(SEERDQN, freeze_after=20)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"model.zip", "buffer.pkl"}
+    model.learn(30)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(th, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "write_array_header_1_0", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save_replay_buffer(tmp_path / "buffer")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
+def test_a_prioritised_buffer_is_saved_and_survives_the_freeze(algorithm: Any, tmp_path: Path) -> None:
+    model = make_model(algorithm, freeze_after=40, replay_buffer_kwargs=dict(prioritized=True, alpha=0.5))
+    model.learn(60)
+    buffer = model.replay_buffer
+    assert buffer.stage == "latents" and len(np.unique(buffer.priorities.values)) > 10
+    # The schedule of beta ends with the training
+    assert buffer.beta == pytest.approx(1.0, abs=0.02)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = algorithm.load(tmp_path / "model", env=DialEnv() if algorithm is SEERSAC else LightEnv(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    np.testing.assert_array_equal(loaded.replay_buffer.priorities.values, buffer.priorities.values)
+    assert loaded.replay_buffer.beta == buffer.beta
+    assert_same(train_on(model), train_on(loaded))
+
+
+def test_priorities_come_and_go_with_the_model_that_loads() -> None:
+    oracle = make_oracle(n_envs=2)
+    oracle.add(30)
+    oracle.buffer.prioritized = True  # what the model says that loads it
+    saved(oracle)
+    assert set(oracle.buffer.priorities.values) == {1.0}
+    oracle.buffer.prioritized = False
+    saved(oracle)
+    assert oracle.buffer.priorities is None
+    oracle.buffer.sample(4)
+
+
+def save_over_and_over(folder: str) -> None:
+    """The child: trains a little, saves, trains on, saves over that..."""
+    model = make_model(SEERQRDQN, freeze_after=None, buffer_size=4_000)
+    model.learn(40)
+    while True:
+        model.save(f"{folder}/model")
+        model.save_replay_buffer(f"{folder}/buffer")
+        model.learn(1, reset_num_timesteps=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
+    """30 kills at random moments: there always is a model and a buffer to go on with."""
+    rng, killed_while_saving = random.Random(0), 0
+    env = make_model(SEERQRDQN).get_env()
+    for _ in range(30):
+        n_before = len(list(tmp_path.glob("*.pkl")))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                save_over_and_over(str(tmp_path))
+            finally:
+                os._exit(1)
+        while n_before == 0 and not (tmp_path / "buffer.pkl").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.1, 0.4))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        temporary = [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+        killed_while_saving += any(f".{pid}." in name for name in temporary)
+        # Those of processes killed before are gone
+        assert len(temporary) <= 2
+        model = SEERQRDQN.load(tmp_path / "model", env=env, device="cpu")
+        model.load_replay_buffer(tmp_path / "buffer")
+        assert model.replay_buffer.size() >= 40
+        model.replay_buffer.sample(4)
+    assert killed_while_saving >= 5
+    model.learn(10, reset_num_timesteps=False)
