@@ -1,4 +1,4 @@
-"""From the words of images to what the encoder takes, and to the latents that are stored."""
+"""From the bytes of images to what the encoder takes, and to the latents that are stored."""
 
 import numpy as np
 import torch as th
@@ -21,7 +21,7 @@ MAX_FIT_OBSERVATIONS = 1024
 class ImageEncoding(BaseBuffer):
     """
     Mixin for a buffer of images: knows the encoder, the augmentation, and how latents are stored.
-    Words of images have the shape ``(batch_size, n_stack, frame_words)``.
+    Bytes of images have the shape ``(batch_size, n_stack, frame_bytes)``.
     """
 
     layout: ImageLayout
@@ -56,11 +56,11 @@ class ImageEncoding(BaseBuffer):
         Encode all that is new in a step, in one call, and keep the latents to act on.
 
         :param store: where the step is about to be added
-        :param obs: words of the observations
-        :param next_obs: words of the next observations, the last ones of an episode where it ended
+        :param obs: bytes of the observations
+        :param next_obs: bytes of the next observations, the last ones of an episode where it ended
         :param continues: for each env, whether ``obs`` was encoded in the step before
-        :param resets: of envs where an episode ended, words of the next one's first observation, if known
-        :return: stored latents of ``obs`` and ``next_obs``, shape ``(n_envs, K, N, L)``; the words of the observations
+        :param resets: of envs where an episode ended, bytes of the next one's first observation, if known
+        :return: stored latents of ``obs`` and ``next_obs``, shape ``(n_envs, K, N, L)``; the bytes of the observations
             to act on, and their stored latents
         """
         pending, starts = next_obs.copy(), list(resets)
@@ -114,7 +114,7 @@ class ImageEncoding(BaseBuffer):
                 bar.update(len(encoded))
         latents.move_to_end(pos, n_rows)
         latents.open, latents.pending = images.open, images.pending
-        pending = images.pending_words
+        pending = images.pending_stacks
         latents.pending_latents = self._encode(pending)
         self._set_acting(pending, self._encoder_or_raise().encode(self._center_crop(self._to_images(pending))))
 
@@ -127,15 +127,15 @@ class ImageEncoding(BaseBuffer):
             latents.append(self._encoder_or_raise().encode(inputs).cpu().numpy())
         return LatentCodec.fit(np.concatenate(latents))
 
-    # ---- from words to latents ----
+    # ---- from bytes to latents ----
 
-    def _to_images(self, words: np.ndarray) -> PyTorchObs:
-        """:return: the images that these words are, on the device"""
-        return map_parts(lambda part: self.to_torch(part, copy=False), self.layout.to_images(words))
+    def _to_images(self, frames: np.ndarray) -> PyTorchObs:
+        """:return: the images that these bytes are, on the device"""
+        return map_parts(lambda part: self.to_torch(part, copy=False), self.layout.to_images(frames))
 
-    def _network_inputs(self, words: np.ndarray, n_copies: int | None = None) -> PyTorchObs:
+    def _network_inputs(self, frames: np.ndarray, n_copies: int | None = None) -> PyTorchObs:
         """:return: n_copies (K) augmented images of each stack of frames, one after the other"""
-        images = self._to_images(words)
+        images = self._to_images(frames)
         if self.augmentation is None:
             return self._center_crop(images)
         return self._augment(map_parts(lambda part: part.repeat_interleave(n_copies or self.n_augmentations, dim=0), images))
@@ -150,14 +150,14 @@ class ImageEncoding(BaseBuffer):
     def _center_crop(self, images: PyTorchObs) -> PyTorchObs:
         return self._encoder_or_raise().center_crop(images)
 
-    def _encode(self, words: np.ndarray) -> np.ndarray:
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
         """:return: stored latents of stacks of frames, shape [batch_size, K, N, L], a few encoder inputs at a time"""
         latents = [np.zeros((0, *self._known_latent_shape()), dtype=np.float32)]
         step = max(MAX_ENCODER_INPUTS // self.n_augmentations, 1)
-        for i in range(0, len(words), step):
-            inputs = self._network_inputs(words[i : i + step])
+        for i in range(0, len(frames), step):
+            inputs = self._network_inputs(frames[i : i + step])
             latents.append(self._encoder_or_raise().encode(inputs).cpu().numpy())
-        return self._to_stored(np.concatenate(latents).reshape(len(words), self.n_augmentations, *latents[0].shape[1:]))
+        return self._to_stored(np.concatenate(latents).reshape(len(frames), self.n_augmentations, *latents[0].shape[1:]))
 
     def _to_stored(self, latents: np.ndarray) -> np.ndarray:
         assert self.codec is not None

@@ -65,8 +65,7 @@ def center_crop(observations: Any, space: spaces.Space) -> Any:
 
 class ImageLayout:
     """
-    Takes observations apart: into the frames of their images, laid out one after the other as *words*
-    (unsigned integers as wide as divide a frame), and into all else.
+    Takes observations apart: into the bytes of their images, frame by frame, and into all else.
 
     :param observation_space: a ``Box`` of channels-first images, or a ``Dict`` with at least one
     :param n_stack: frames stacked along the channels of each image, the newest last
@@ -77,40 +76,35 @@ class ImageLayout:
         self.n_stack = n_stack
         self.images = image_spaces(observation_space)
         self.others = {key: space for key, space in getattr(observation_space, "spaces", {}).items() if key not in self.images}
-        # Of each image: its dtype, bytes of a frame
+        # Of each image: its dtype, the shape of a batch frame by frame, bytes of a frame
         self.dtypes = [np.dtype(box.dtype) for box in self.images.values()]
+        self.shapes = [(-1, n_stack, int(np.prod(box.shape)) // n_stack) for box in self.images.values()]
         self.sizes = [int(np.prod(box.shape)) * box.dtype.itemsize // n_stack for box in self.images.values()]
         self.frame_bytes = sum(self.sizes)
-        self.word = next(np.dtype(f"u{size}") for size in (8, 4, 2, 1) if self.frame_bytes % size == 0)
 
-    def to_words(self, observations: Observations) -> np.ndarray:
+    def to_bytes(self, observations: Observations) -> np.ndarray:
         """
         :param observations: one observation, or a batch
-        :return: the images' words, shape ``(n, n_stack, frame_words)``; a view if they are no ``Dict``
+        :return: the images' bytes, shape ``(n, n_stack, frame_bytes)``; a view if they are no ``Dict``
         """
         if not isinstance(observations, dict):
-            (dtype,) = self.dtypes
-            image = np.ascontiguousarray(observations, dtype=dtype)
-            return image.reshape(-1, self.n_stack, self.frame_bytes // dtype.itemsize).view(self.word)
+            return np.ascontiguousarray(observations, self.dtypes[0]).reshape(self.shapes[0]).view(np.uint8)
         parts = [
-            np.ascontiguousarray(observations[key], dtype=dtype)
-            .reshape(-1, self.n_stack, size // dtype.itemsize)
-            .view(np.uint8)
-            for key, dtype, size in zip(self.images, self.dtypes, self.sizes, strict=True)
+            np.ascontiguousarray(observations[key], dtype).reshape(shape).view(np.uint8)
+            for key, dtype, shape in zip(self.images, self.dtypes, self.shapes, strict=True)
         ]
-        return np.concatenate(parts, axis=2).view(self.word)
+        return np.concatenate(parts, axis=2)
 
-    def to_images(self, words: np.ndarray) -> Observations:
+    def to_images(self, frames: np.ndarray) -> Observations:
         """
-        :param words: shape ``(n, n_stack, frame_words)``
+        :param frames: shape ``(n, n_stack, frame_bytes)``
         :return: the images that they are; of a ``Dict`` space, by key
         """
         if not self.is_dict:
             (box,) = self.images.values()
-            return words.view(box.dtype).reshape(len(words), *box.shape)
-        frames = words.view(np.uint8)  # [n, n_stack, frame_bytes]
+            return frames.view(box.dtype).reshape(len(frames), *box.shape)
         parts = np.split(frames, np.cumsum(self.sizes)[:-1], axis=2)
         return {
-            key: np.ascontiguousarray(part).view(box.dtype).reshape(len(words), *box.shape)
+            key: np.ascontiguousarray(part).view(box.dtype).reshape(len(frames), *box.shape)
             for (key, box), part in zip(self.images.items(), parts, strict=True)
         }

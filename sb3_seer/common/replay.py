@@ -199,17 +199,17 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         :param infos: ``infos[e]["TimeLimit.truncated"]`` as in SB3; ``infos[e]["reset_observation"]``:
             where an episode ended, the first observation of the next one, if known
         """
-        images, next_images = self.layout.to_words(obs), self.layout.to_words(next_obs)
-        ended = np.asarray(done).reshape(self.n_envs).astype(bool).tolist()
+        images, next_images = self.layout.to_bytes(obs), self.layout.to_bytes(next_obs)
+        ended = np.asarray(done).reshape(self.n_envs).tolist()
         # After an episode's end, what is expected to come next is the first observation of another
         resets = {
-            env: self.layout.to_words(infos[env]["reset_observation"])[0]
+            env: self.layout.to_bytes(infos[env]["reset_observation"])[0]
             for env in range(self.n_envs)
             if ended[env] and infos[env].get("reset_observation") is not None
         }
         store = self._allocate()
         continues = store.continues(images)
-        if isinstance(store, LatentStore):
+        if not isinstance(store, ImageStore):
             encoded = self._encode_step(store, images, next_images, continues, resets)
 
         row = self.pos
@@ -219,10 +219,10 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         others = self.n_valid - self.full
         if others > 0:
             store.link(row, continues)
-        if isinstance(store, LatentStore):
-            store.add(row, *encoded, ended)
-        else:
+        if isinstance(store, ImageStore):
             store.add(row, continues if others > 0 else [False] * self.n_envs, images, next_images, resets, ended)
+        else:
+            store.add(row, *encoded, ended)
 
         self.actions[row] = np.asarray(action).reshape(self.n_envs, self.action_dim)
         self.rewards[row] = reward
@@ -249,7 +249,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                     f"{self.nbytes / 1e9:.1f} GB: give a smaller buffer_size (SB3's default is 1,000,000)"
                 ) from error
             if self.stage == "images":
-                self._store = ImageStore(arena, self.buffer_size, self.n_envs, self.n_stack, self.layout.word)
+                self._store = ImageStore(arena, self.buffer_size, self.n_envs, self.n_stack)
             else:
                 self._store = self._latent_store(arena, self.buffer_size)
             shape = (self.buffer_size, self.n_envs)

@@ -5,8 +5,7 @@ Both stores keep an observation once. The next observation of a row is the obser
 after it, unless that row does not continue it (the end of an episode, a reset in the middle, the
 newest row): only then is a *successor* kept aside.
 
-The bytes of images are handled as unsigned integers as wide as divide a frame, *words*. What is expected next
-is kept as ``bytes``, one object an env: nothing in numpy compares as fast as these do.
+What is expected next is kept as ``bytes``, one object an env: nothing in numpy compares as fast as these do.
 """
 
 from abc import ABC, abstractmethod
@@ -87,10 +86,11 @@ class TransitionStore(ABC):
 
     def continues(self, obs: np.ndarray) -> list[bool]:
         """
-        :param obs: words of the observations, shape ``(n_envs, n_stack, frame_words)``
+        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
         :return: for each env, whether that is the observation expected
         """
-        return [observation.tobytes() == pending for observation, pending in zip(obs, self.pending, strict=True)]
+        # Of the same length, unless nothing is expected
+        return [pending.startswith(observation) for observation, pending in zip(obs, self.pending, strict=True)]
 
     def link(self, row: int, continues: list[bool]) -> None:
         """
@@ -133,48 +133,45 @@ class ImageStore(TransitionStore):
     :param rows: rows of the ring
     :param n_envs: transitions in a row
     :param n_stack: frames in an observation, oldest first
-    :param word: unsigned integer type that divides a frame
     """
 
     NUMBERS = ("oldest", "tail_start")
-    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "shifted", "tail")
+    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "newest_age", "shifted", "tail")
     ASIDES = (*TransitionStore.ASIDES, "history")
 
-    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int, word: np.dtype):
+    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
         super().__init__(arena, rows, n_envs)
         self.n_stack = n_stack
-        self.word = word
-        # The arena as frames, shape [rows, n_envs, frame_words]
-        self.frames = arena.view(word).reshape(rows, n_envs, -1)
+        # The arena as frames, shape [rows, n_envs, frame_bytes]
+        self.frames = arena.reshape(rows, n_envs, -1)
         # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames),
         # those that were overwritten since included
         self.age = np.zeros((rows, n_envs), dtype=np.int16)
-        # The age of a row that follows one of that age
-        self.next_age = np.minimum(np.arange(1, n_stack + 1, dtype=np.int16), n_stack - 1)
         self.oldest = 0
         self.history = Asides()
         # The older frames of the oldest row's stack, if its age is not zero: a ring of shape
-        # [n_stack - 1, n_envs, frame_words] that begins at tail_start
-        self.tail = np.zeros((n_stack - 1, n_envs, self.frames.shape[2]), dtype=word)
+        # [n_stack - 1, n_envs, frame_bytes] that begins at tail_start
+        self.tail = np.zeros((n_stack - 1, n_envs, self.frames.shape[2]), dtype=np.uint8)
         self.tail_start = 0
+        self.newest_age = [0] * n_envs
         # shifted[e]: `pending` is the newest row's stack, moved on by one frame
         self.shifted = [False] * n_envs
         self.offsets = np.arange(1 - n_stack, 1)
 
     def row_arrays(self) -> dict[str, np.ndarray]:
-        return dict(observations=self.frames.view(np.uint8), linked=self.linked, age=self.age)
+        return dict(observations=self.frames, linked=self.linked, age=self.age)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "frames": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.frames = self.arena.view(self.word).reshape(self.rows, self.n_envs, -1)
+        self.frames = self.arena.reshape(self.rows, self.n_envs, -1)
 
     @property
-    def pending_words(self) -> np.ndarray:
-        """the observations expected next, shape ``(n_envs, n_stack, frame_words)``"""
-        return self.pending_bytes.view(self.word).reshape(self.n_envs, self.n_stack, -1)
+    def pending_stacks(self) -> np.ndarray:
+        """the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``"""
+        return self.pending_bytes.reshape(self.n_envs, self.n_stack, -1)
 
     def clear(self) -> None:
         super().clear()
@@ -206,32 +203,33 @@ class ImageStore(TransitionStore):
         """
         :param row: the row to write
         :param follows: for each env, whether the row before is held and ``obs`` is what was expected after it
-        :param obs: words of the observations, shape ``(n_envs, n_stack, frame_words)``
-        :param next_obs: words of the next observations, same shape
-        :param resets: of envs where an episode ended, words of the next one's first observation, if known
+        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
+        :param next_obs: bytes of the next observations, same shape
+        :param resets: of envs where an episode ended, bytes of the next one's first observation, if known
         :param done: for each env, whether the episode ended
         """
         self.frames[row] = obs[:, -1]
         self.linked[row] = False
-        if self.n_stack > 1:
-            self.age[row] = self.next_age[self.age[row - 1]]
         for env in range(self.n_envs):
-            if self.n_stack > 1 and not (follows[env] and self.shifted[env]):
-                self.age[row, env] = 0
+            if follows[env] and self.shifted[env]:
+                self.newest_age[env] = min(self.newest_age[env] + 1, self.n_stack - 1)
+            elif self.n_stack > 1:
+                self.newest_age[env] = 0
                 self.history[row, env] = self._history_of(obs[env])
             expected = next_obs[env].tobytes()
-            shifted = expected.startswith(obs[env, 1:].tobytes())
+            shifted = expected.startswith(obs[env, 1:])
             if done[env]:
                 self.successor[row, env] = next_obs[env, -1 if shifted else 0 :].copy()
             self.pending[env] = resets[env].tobytes() if env in resets else expected
             self.open[env] = not done[env]
             self.shifted[env] = shifted and not done[env]
+        self.age[row] = self.newest_age
 
     def observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
         :param rows: shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
-        :return: words of the observations, shape ``(batch_size, n_stack, frame_words)``
+        :return: bytes of the observations, shape ``(batch_size, n_stack, frame_bytes)``
         """
         slots = (rows[:, None] + self.offsets) % self.rows * self.n_envs + envs[:, None]  # [batch_size, n_stack]
         # take() copies a frame at a time, several times faster than indexing with an array
@@ -243,7 +241,7 @@ class ImageStore(TransitionStore):
         """
         :param rows: shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
-        :return: words of the next observations, shape ``(batch_size, n_stack, frame_words)``
+        :return: bytes of the next observations, shape ``(batch_size, n_stack, frame_bytes)``
         """
         linked = self.linked[rows, envs]
         stacks = self.observations((rows + linked) % self.rows, envs)
@@ -257,13 +255,13 @@ class ImageStore(TransitionStore):
 
         :param n_rows: rows that hold transitions
         :param chunk: rows to read at a time
-        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_words)``;
-            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_words)``
+        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_bytes)``;
+            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_bytes)``
         """
-        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_words]
+        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_bytes]
         for first in range(0, n_rows, chunk):
             rows = np.arange(first, min(first + chunk, n_rows))
-            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_words]
+            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_bytes]
             before = frames[len(rows) :].copy()
             stacks = np.stack([frames[i : i + len(rows)] for i in range(self.n_stack)], axis=2)
             flat = stacks.reshape(len(rows) * self.n_envs, self.n_stack, -1)
@@ -292,7 +290,7 @@ class ImageStore(TransitionStore):
         frames[: n_missing - n_kept] = frames[n_missing - n_kept]
 
     def _fill_history(self, stacks: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
-        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_words]."""
+        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_bytes]."""
         if self.n_stack == 1:
             return
         held = (rows - self.oldest) % self.rows  # rows before it that are held, [batch_size]
@@ -306,17 +304,17 @@ class ImageStore(TransitionStore):
                 self._unpack_history(self.history.row((row - age) % self.rows)[env], stacks[i, : self.n_stack - age])
 
     def _to_successor(self, stack: np.ndarray, row: int, env: int) -> None:
-        """Turn the observation of a row, shape [n_stack, frame_words], into its next observation, in place."""
+        """Turn the observation of a row, shape [n_stack, frame_bytes], into its next observation, in place."""
         successor = self.successor.row(row).get(env)
         if successor is None:
-            stack[:] = self.pending_words[env]  # the newest row
+            stack[:] = self.pending_stacks[env]  # the newest row
         else:
             # One frame, or the whole stack where it is not the last one moved on by a frame
             stack[: -len(successor)] = stack[len(successor) :]
             stack[-len(successor) :] = successor
 
     def _pending_successor(self, env: int) -> np.ndarray:
-        return self.pending_words[env, -1 if self.shifted[env] else 0 :].copy()
+        return self.pending_stacks[env, -1 if self.shifted[env] else 0 :].copy()
 
 
 class LatentStore(TransitionStore):
@@ -361,7 +359,7 @@ class LatentStore(TransitionStore):
         :param row: the row to write
         :param latents: of the observations, shape ``(n_envs, K, N, L)``
         :param next_latents: of the next observations, same shape
-        :param pending: words of the observations expected next, shape ``(n_envs, n_stack, frame_words)``
+        :param pending: bytes of the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``
         :param pending_latents: of those, shape ``(n_envs, K, N, L)``
         :param done: for each env, whether the episode ended
         """
