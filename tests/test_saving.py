@@ -19,8 +19,9 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.save_util import open_path
 
 import sb3_seer
-from sb3_seer.common import saving
-from sb3_seer.common.saving import Archive, is_archive, replacing, write_archive
+from sb3_seer.common import archive as archive_module
+from sb3_seer.common.archive import Archive, is_archive, write_archive
+from sb3_seer.common.saving import replacing
 
 RING = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
 ARRAYS = dict(
@@ -66,13 +67,13 @@ WRITTEN = META, {name: (array.dtype, array.shape, array.tobytes()) for name, arr
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3, 7, 2**20])
 def test_what_is_read_is_what_was_written(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(saving, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(archive_module, "CHUNK_BYTES", chunk_bytes)
     assert read_all(io.BytesIO(archive_bytes())) == WRITTEN
 
 
 @pytest.mark.parametrize("chunk_bytes", [3, 2**20])
 def test_halves_of_a_ring_are_read_into_other_halves(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(saving, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(archive_module, "CHUNK_BYTES", chunk_bytes)
     memory = np.zeros_like(RING)
     with Archive(io.BytesIO(archive_bytes())) as archive:
         assert archive.shape("ring") == (5, 7) and archive.dtype("ring") == np.uint8
@@ -225,7 +226,7 @@ def test_every_byte_flipped_in_a_file(tmp_path):
 
 def test_flips_of_a_larger_archive(monkeypatch):
     """Several chunks an array, the last one not full."""
-    monkeypatch.setattr(saving, "CHUNK_BYTES", 2**12)
+    monkeypatch.setattr(archive_module, "CHUNK_BYTES", 2**12)
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, 50_001, dtype=np.uint8)
     data = archive_bytes(dict(array=array))
@@ -486,7 +487,7 @@ def save_for_ever(path, i: int, started) -> None:
 def test_whenever_a_process_is_killed_the_file_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "replay_buffer.pkl"
     # Writing takes most of the time of a save, so that most kills come when half is written
-    monkeypatch.setattr(saving, "CHUNK_BYTES", 2**9)
+    monkeypatch.setattr(archive_module, "CHUNK_BYTES", 2**9)
     start = time.perf_counter()
     for i in (1, 0):
         save_contents(path, i)

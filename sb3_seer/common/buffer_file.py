@@ -11,9 +11,10 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 from tqdm import tqdm
 
+from sb3_seer.common.archive import Archive, write_archive
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.saving import Archive, replacing, write_archive
+from sb3_seer.common.saving import replacing
 from sb3_seer.common.storage import Asides
 from sb3_seer.common.type_aliases import LatentEncoder, Observations
 

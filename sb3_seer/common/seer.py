@@ -19,6 +19,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
 
+from sb3_seer.common.archive import is_archive
 from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
@@ -27,7 +28,7 @@ from sb3_seer.common.encoders import can_split
 from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.saving import is_archive, replacing
+from sb3_seer.common.saving import replacing
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import find_n_stack
 
