@@ -15,7 +15,7 @@ from sb3_seer.common.archive import Archive, write_archive
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.saving import replacing
-from sb3_seer.common.storage import Asides
+from sb3_seer.common.transitions import Asides
 from sb3_seer.common.type_aliases import LatentEncoder, Observations
 
 Path = str | pathlib.Path | io.BufferedIOBase

@@ -209,6 +209,12 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         }
         store = self._allocate()
         continues = store.continues(images)
+        if self.others and self.n_valid > 0:
+            # A reset in the middle may show in a key that is no image, and in no other
+            for key, array in self.others.items():
+                parts = np.asarray(obs[key]).reshape(self.n_envs, *array.shape[3:]).astype(array.dtype)
+                for env in np.flatnonzero(store.open):
+                    continues[env] &= parts[env].tobytes() == array[self.pos - 1, env, 1].tobytes()
         if not isinstance(store, ImageStore):
             encoded = self._encode_step(store, images, next_images, continues, resets)
 
