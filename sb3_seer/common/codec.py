@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch as th
 
 
 @dataclass
@@ -51,12 +52,13 @@ class LatentCodec:
         n_clipped = np.count_nonzero((codes < low) | (codes > high))
         return np.clip(codes, low, high).astype(self.dtype), int(n_clipped)
 
-    def decode(self, stored: np.ndarray) -> np.ndarray:
+    def decode(self, stored: th.Tensor) -> th.Tensor:
         """
-        :param stored: what ``encode`` returned, shape ``(..., N, L)``
+        :param stored: what ``encode`` returned, as a tensor, shape ``(..., N, L)``
         :return: float32 latents of the same shape
         """
-        latents = stored.astype(np.float32, copy=False)
+        latents = stored.float()
         if self.scale is None or self.offset is None:
             return latents
-        return latents * self.scale + self.offset
+        scale, offset = (th.as_tensor(part, device=stored.device) for part in (self.scale, self.offset))
+        return latents * scale + offset

@@ -428,7 +428,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             if self.n_augmentations > 1:
                 copies = np.random.randint(0, self.n_augmentations, size=len(rows))
             stored = store.latents(rows, envs, copies), store.next_latents(last_rows, envs, copies)  # [batch_size, N, L]
-            latents, next_latents = (self.to_torch(self.codec.decode(codes), copy=False) for codes in stored)
+            latents, next_latents = (self.codec.decode(self.to_torch(codes, copy=False)) for codes in stored)
             return Latents(latents, others), Latents(next_latents, next_others)
         assert store is not None
         images = self._augment(self._to_images(store.observations(rows, envs)))

@@ -7,7 +7,6 @@ newest row): only then is a *successor* kept aside.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ class ImageStore(TransitionStore):
     :param n_stack: frames in an observation, oldest first
     """
 
+    VIEW = "frames"
     NUMBERS = ("oldest", "tail_start")
     ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "newest_age", "shifted", "tail")
     ASIDES = (*TransitionStore.ASIDES, "history")
@@ -35,8 +35,7 @@ class ImageStore(TransitionStore):
     def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
         super().__init__(arena, rows, n_envs)
         self.n_stack = n_stack
-        # The arena as frames, shape [rows, n_envs, frame_bytes]
-        self.frames = arena.reshape(rows, n_envs, -1)
+        self.frames = self._view_of_arena()  # [rows, n_envs, frame_bytes]
         # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames),
         # those that were overwritten since included
         self.age = np.zeros((rows, n_envs), dtype=np.int16)
@@ -54,12 +53,8 @@ class ImageStore(TransitionStore):
     def row_arrays(self) -> dict[str, np.ndarray]:
         return dict(observations=self.frames, linked=self.linked, age=self.age)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "frames": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.frames = self.arena.reshape(self.rows, self.n_envs, -1)
+    def _view_of_arena(self) -> np.ndarray:
+        return self.arena.reshape(self.rows, self.n_envs, -1)
 
     @property
     def pending_stacks(self) -> np.ndarray:
@@ -221,21 +216,21 @@ class LatentStore(TransitionStore):
     :param shape: (K, N, L)
     """
 
+    VIEW = "records"
     ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "pending_latents")
 
     def __init__(self, arena: np.ndarray, rows: int, n_envs: int, dtype: str, shape: tuple[int, int, int]):
         super().__init__(arena, rows, n_envs)
         self.dtype = np.dtype(dtype)
         self.shape = shape
+        self.records = self._view_of_arena()  # [rows, n_envs, K, N, L]
         # Stored latents of `pending`
         self.pending_latents = np.zeros((n_envs, *shape), dtype=self.dtype)
 
     def row_arrays(self) -> dict[str, np.ndarray]:
         return dict(observations=self.records, linked=self.linked)
 
-    @property
-    def records(self) -> np.ndarray:
-        """the arena as latents, shape ``(rows, n_envs, K, N, L)``"""
+    def _view_of_arena(self) -> np.ndarray:
         n_bytes = self.rows * self.n_envs * int(np.prod(self.shape)) * self.dtype.itemsize
         return self.arena[:n_bytes].view(self.dtype).reshape(self.rows, self.n_envs, *self.shape)
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class TransitionStore(ABC):
     :param n_envs: transitions in a row
     """
 
+    # The arena as what is stored, shape (rows, n_envs, ...)
+    VIEW: str
     # What a store is made of, besides its arrays of one entry a row
     NUMBERS: tuple[str, ...] = ()
     ENV_ARRAYS: tuple[str, ...] = ("pending_bytes", "open")
@@ -60,6 +63,18 @@ class TransitionStore(ABC):
         self.pending: list[bytes] = [b""] * n_envs
         # open[e]: the newest row of env e did not end an episode, so that `pending` is its next observation
         self.open = [False] * n_envs
+
+    @abstractmethod
+    def _view_of_arena(self) -> np.ndarray:
+        """:return: the arena as what is stored, shape [rows, n_envs, ...]"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view would be pickled as another copy of the arena
+        return {name: value for name, value in self.__dict__.items() if name != self.VIEW}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        setattr(self, self.VIEW, self._view_of_arena())
 
     @property
     def pending_bytes(self) -> np.ndarray:
