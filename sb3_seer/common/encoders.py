@@ -1,6 +1,7 @@
 """Features extractors that know where their encoder ends, and the encoders of the paper."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import gymnasium as gym
 import torch as th
@@ -104,20 +105,31 @@ class SplitCombinedExtractor:
     extractor: CombinedExtractor
     projection = nn.Identity()
 
-    @property
+    @cached_property
     def trunk(self) -> nn.ModuleDict:
-        """what it has for each key: nothing that learns for those that are no images"""
-        return self.extractor.extractors
+        """what it has for each image: what it has for the other keys may go on learning"""
+        images = image_spaces(self.extractor._observation_space)
+        return nn.ModuleDict({key: module for key, module in self.extractor.extractors.items() if key in images})
 
     @property
     def latent_dims(self) -> dict[str, int]:
-        """of each image, the numbers that its part of a latent has"""
+        """
+        of each image, the numbers that its part of a latent has
+
+        :raises ValueError: if that is not known
+        """
         images = image_spaces(self.extractor._observation_space)
-        return {
-            key: module.features_dim if isinstance(module, BaseFeaturesExtractor) else spaces.flatdim(images[key])
-            for key, module in self.trunk.items()
-            if key in images
-        }
+        return {key: self._n_features(key, module, images[key]) for key, module in self.trunk.items()}
+
+    def _n_features(self, key: str, module: nn.Module, image: spaces.Box) -> int:
+        if isinstance(module, BaseFeaturesExtractor):
+            return module.features_dim
+        if isinstance(module, nn.Flatten):
+            return spaces.flatdim(image)
+        raise ValueError(
+            f"{type(self.extractor).__name__} has a {type(module).__name__} for the image {key!r}: "
+            "allowed are a BaseFeaturesExtractor, which knows its features_dim, and nn.Flatten"
+        )
 
     @property
     def latent_dim(self) -> int:
@@ -127,13 +139,14 @@ class SplitCombinedExtractor:
     def run_trunk(self, images: PyTorchObs) -> th.Tensor:
         """:return: latents of preprocessed images, by key"""
         assert isinstance(images, dict)
-        return th.cat([self.trunk[key](images[key]) for key in self.latent_dims], dim=1)
+        return th.cat([module(images[key]) for key, module in self.trunk.items()], dim=1)
 
     def features(self, latents: th.Tensor, others: TensorDict) -> th.Tensor:
         """:return: the latents and all else, each key's in its place"""
         dims = self.latent_dims
         parts = dict(zip(dims, latents.split(list(dims.values()), dim=1), strict=True))
-        return th.cat([parts[key] if key in dims else module(others[key]) for key, module in self.trunk.items()], dim=1)
+        extractors = self.extractor.extractors.items()
+        return th.cat([parts[key] if key in dims else module(others[key]) for key, module in extractors], dim=1)
 
 
 Split = SplitExtractor | WholeExtractor | SplitCombinedExtractor

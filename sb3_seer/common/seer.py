@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
@@ -104,14 +105,13 @@ class SEERMixin(OffPolicyAlgorithm):
         # Always so: an observation is stored once
         self.optimize_memory_usage = False
         self.replay_buffer = self._make_replay_buffer(augmentation)
-        policy_kwargs, replay_buffer_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
+        policy_kwargs, n_steps = self.policy_kwargs, self.n_steps
         self.policy_kwargs = {**policy_kwargs, "image_size": self._augmented_size(augmentation)}
-        # As for SB3's own buffers, which take n_steps from the algorithm
-        self.replay_buffer_class, self.replay_buffer_kwargs = None, replay_buffer_kwargs.copy()
+        # The buffer knows its n_steps already: SB3 would warn of them, and has none for Dict observations
+        self.replay_buffer_class, self.n_steps = LatentReplayBuffer, 1
         super()._setup_model()
         # What is saved is what was given
-        self.policy_kwargs, self.replay_buffer_kwargs = policy_kwargs, replay_buffer_kwargs
-        self.replay_buffer_class = LatentReplayBuffer
+        self.policy_kwargs, self.n_steps = policy_kwargs, n_steps
 
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
@@ -128,7 +128,7 @@ class SEERMixin(OffPolicyAlgorithm):
         name, space = type(self).__name__, self.observation_space
         if not issubclass(self.policy_class, SEERPolicy):
             reason = f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}"
-            advice = 'Pass policy="CnnPolicy", with images, to store latents.'
+            advice = "To store latents, there must be images, and a policy that encodes them: CnnPolicy or MultiInputPolicy."
         elif isinstance(space, spaces.Dict) and not image_spaces(space):
             reason, advice = f"in observations of {space}", "To store latents, there must be images."
         elif not can_split(extractor := self.policy_kwargs.get("features_extractor_class", CombinedExtractor), space):
@@ -138,7 +138,8 @@ class SEERMixin(OffPolicyAlgorithm):
             return True
         warnings.warn(f"{name} has no encoder to freeze {reason}: it trains as the SB3 class does. {advice}", stacklevel=3)
         if issubclass(self.policy_class, SEERPolicy):
-            self.policy_class = super().policy_aliases[self.policy_class.__name__]
+            bases = (base for base in self.policy_class.__mro__ if issubclass(base, BasePolicy))
+            self.policy_class = next(base for base in bases if not issubclass(base, SEERPolicy))
         return False
 
     def _check_arguments(self) -> None:

@@ -1,0 +1,627 @@
+"""``Dict`` observations: images become latents, the other keys stay what they are."""
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import FilterObservation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from test_invariants import ALGORITHMS, assert_same
+from test_replay_buffer import GAMMA, pickled, sample_all
+from test_save_load import train_on
+from tiny_envs import DialEnv, LightEnv
+from torch import nn
+
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SplitExtractor
+from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.type_aliases import Latents
+
+IMAGES, OTHERS = ("image", "map"), ("flags", "level", "vector")
+
+# ---- the replay buffer, against a naive oracle ----
+
+
+class Observation(dict):
+    """An observation that numpy compares and stacks as one object."""
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Observation)
+        return all(np.array_equal(part, other[key]) for key, part in self.items())
+
+
+def by_key(observations: Any) -> dict[str, np.ndarray]:
+    """:return: a batch of observations as SB3 hands it on"""
+    return {key: np.stack([observation[key] for observation in observations]) for key in (*IMAGES, *OTHERS)}
+
+
+class DictBuffer(LatentReplayBuffer):
+    """Takes the observations of an ``Oracle``, which knows no keys."""
+
+    def add(self, obs: Any, next_obs: Any, *args: Any) -> None:
+        super().add(by_key(obs), by_key(next_obs), *args)
+
+
+class DictStream(Stream):
+    """Two images, of sizes and dtypes of their own, and three keys that are none."""
+
+    def __init__(self, rng: np.random.RandomState, n_stack: int, padding: str, dtype: str):
+        self.images = dict(
+            image=Stream(rng, n_stack, padding, (1, 6, 6)),
+            map=Stream(rng, n_stack, padding, (2, 7, 5), dtype),
+        )
+        super().__init__(rng, n_stack, padding)
+
+    def observe(self) -> Any:
+        return Observation(
+            {key: stream.obs for key, stream in self.images.items()},
+            vector=self.rng.randn(2),
+            level=np.int64(self.rng.randint(3)),
+            flags=self.rng.randint(2, size=4).astype(np.int8),
+        )
+
+    def reset(self) -> Any:
+        # Some resets show in the other keys only
+        if self.rng.rand() < 0.7:
+            for stream in self.images.values():
+                stream.obs = stream.reset()
+        return self.observe()
+
+    def next(self) -> Any:
+        for stream in self.images.values():
+            stream.obs = stream.next()
+        return self.observe()
+
+
+class DictStubEncoder:
+    """A stub encoder for each image, their latents side by side."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int, int]]):
+        self.encoders = {key: StubEncoder(shape) for key, shape in shapes.items()}
+        self.latent_shape = (2, 2 * len(shapes))
+
+    def center_crop(self, images: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+        return {key: self.encoders[key].center_crop(part) for key, part in images.items()}
+
+    def encode(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        assert set(images) == set(self.encoders)
+        return th.cat([encoder.encode(images[key]) for key, encoder in self.encoders.items()], dim=2)
+
+    def encoder_fingerprint(self) -> str:
+        return "stub"
+
+
+def make_oracle(
+    buffer_size: int = 24,
+    n_envs: int = 1,
+    n_stack: int = 2,
+    padding: str = "zeros",
+    n_augmentations: int = 1,
+    crop: bool = False,
+    dtype: str = "uint8",
+    seed: int = 0,
+    **kwargs: Any,
+) -> Oracle:
+    """:return: an oracle around an empty buffer that has a stub encoder"""
+    images = dict(image=image_space(n_stack, (1, 6, 6)), map=image_space(n_stack, (2, 7, 5), dtype))
+    space = spaces.Dict(
+        **images, vector=spaces.Box(-9, 9, (2,), np.float64), level=spaces.Discrete(3), flags=spaces.MultiBinary(4)
+    )
+    augmentation = CycledCrop(n_augmentations) if crop else None
+    buffer = DictBuffer(
+        buffer_size, space, name_space(), device="cpu", n_envs=n_envs, n_stack=n_stack, gamma=GAMMA,
+        n_augmentations=n_augmentations, augmentation=augmentation, **kwargs,
+    )  # fmt: skip
+    # The crops are square, and as much narrower than the images as there are crops
+    shapes: Any = {
+        key: (box.shape[0], *2 * (box.shape[2] - n_augmentations,)) if crop else box.shape for key, box in images.items()
+    }
+    buffer.set_encoder(DictStubEncoder(shapes))
+    rng = np.random.RandomState(seed)
+    return Oracle(buffer, [DictStream(rng, n_stack, padding, dtype) for _ in range(n_envs)])
+
+
+def check(oracle: Oracle) -> None:
+    """The buffer holds the last transitions, all of them, each as it was added."""
+    buffer = oracle.buffer
+    latents = buffer.stage == "latents"
+    assert buffer.size() == oracle.n_held
+    for copy_index in range(buffer.n_augmentations if latents else 1):
+        samples = sample_all(buffer, copy_index)
+        names = samples.actions[:, 0].long().tolist()
+        assert len(names) == len(set(names)) and set(names) == oracle.names()
+        wanted = [oracle.expected(name, buffer.n_steps, GAMMA) for name in names]
+        for which, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
+            parts = by_key([step[which] for step in wanted])
+            images = {key: parts[key] for key in IMAGES}
+            if buffer.augmentation is not None:
+                for key, part in images.items():
+                    crops = [buffer.augmentation.crop(o, copy_index if latents else i) for i, o in enumerate(part)]
+                    images[key] = np.stack(crops)
+            if latents:
+                assert isinstance(got, Latents)
+                tensors = {key: th.as_tensor(part) for key, part in images.items()}
+                np.testing.assert_array_equal(got.values, buffer._encoder.encode(tensors))
+                got = got.others
+            else:
+                for key, part in images.items():
+                    np.testing.assert_array_equal(got.pop(key).numpy(), part, strict=True)
+            assert set(got) == set(OTHERS)
+            np.testing.assert_array_equal(got["vector"].numpy(), parts["vector"].astype(np.float32), strict=True)
+            np.testing.assert_array_equal(got["level"].numpy(), parts["level"][:, None], strict=True)
+            np.testing.assert_array_equal(got["flags"].numpy(), parts["flags"], strict=True)
+        np.testing.assert_array_equal(samples.dones[:, 0], [step["done"] for step in wanted])
+        np.testing.assert_array_equal(samples.rewards[:, 0], [step["reward"] for step in wanted])
+        if buffer.n_steps > 1:
+            np.testing.assert_array_equal(samples.discounts[:, 0], [step["discount"] for step in wanted])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
+    """Invariants 3, 6 and 7, by any sequence of additions, saves, and perhaps a freeze."""
+    n_augmentations = data.draw(st.sampled_from([1, 1, 2, 3]), label="n_augmentations")
+    oracle = make_oracle(
+        buffer_size=data.draw(st.integers(1, 40), label="buffer_size"),
+        n_envs=data.draw(st.sampled_from([1, 3]), label="n_envs"),
+        n_stack=data.draw(st.sampled_from([1, 2, 3]), label="n_stack"),
+        padding=data.draw(st.sampled_from(["zeros", "repeat", "broken"]), label="padding"),
+        n_steps=data.draw(st.sampled_from([1, 3]), label="n_steps"),
+        n_augmentations=n_augmentations,
+        crop=n_augmentations > 1,
+        dtype=data.draw(st.sampled_from(["uint8", "float32"]), label="dtype"),
+        seed=data.draw(st.integers(0, 10**6), label="seed"),
+    )
+    actions = st.sampled_from(["add", "add", "add", "save", "freeze", "clear"])
+    for action in data.draw(st.lists(actions, max_size=8), label="actions"):
+        if action == "add":
+            oracle.add(data.draw(st.integers(1, 30), label="steps"))
+        elif action == "save":
+            pickled(oracle)
+        elif action == "freeze":
+            oracle.buffer.to_latents()
+        else:
+            oracle.clear()
+        if oracle.n_held:
+            check(oracle)
+
+
+# ---- agents ----
+
+
+class SwitchEnv(gym.Wrapper):
+    """
+    The lamps of an environment in an image, beside keys of other kinds. The first number of the vector is a switch:
+    positive, it turns the actions around, so that 0 means lamp 3 (or each sign the other one).
+
+    :param env: a ``LightEnv`` or ``DialEnv``
+    :param boxes: whether the other keys are boxes only
+    :param dtype: of the vector
+    """
+
+    def __init__(self, env: LightEnv, boxes: bool = False, dtype: str = "float64") -> None:
+        super().__init__(env)
+        keys: dict[str, spaces.Space] = dict(
+            image=env.observation_space,
+            map=spaces.Box(0, 255, (2, env.size + 4, env.size + 4), np.uint8),
+            vector=spaces.Box(-1, 1, (2,), np.dtype(dtype).type),
+        )
+        if not boxes:
+            keys.update(level=spaces.Discrete(3), flags=spaces.MultiBinary(4))
+        self.observation_space = spaces.Dict(keys)
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict]:
+        image, info = self.env.reset(**kwargs)
+        return self._observation(image), info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict]:
+        if self.switch > 0:
+            action = 3 - action if isinstance(self.action_space, spaces.Discrete) else -action
+        image, *rest = self.env.step(action)
+        return self._observation(image), *rest
+
+    def _observation(self, image: np.ndarray) -> dict[str, Any]:
+        rng = self.unwrapped.np_random
+        self.switch, number = rng.choice([-0.7, -0.5, 0.5, 0.7]), rng.uniform(-1, 1)
+        parts = dict(
+            image=image,
+            map=rng.integers(0, 256, self.observation_space["map"].shape, dtype=np.uint8),
+            vector=np.array([self.switch, number], dtype=self.observation_space["vector"].dtype),
+            level=rng.integers(3),
+            flags=rng.integers(2, size=4, dtype=np.int8),
+        )
+        return {key: part for key, part in parts.items() if key in self.observation_space.spaces}
+
+
+class PerImage(nn.ModuleDict):
+    """A module for each image, their outputs side by side."""
+
+    def forward(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        return th.cat([module(images[key]) for key, module in self.items()], dim=1)
+
+
+class TinyDictEncoder(SplitExtractor):
+    """A convolution for each image, one projection of both; the other keys join behind the normalisation."""
+
+    def __init__(self, observation_space: spaces.Dict, latent_dim: int = 8) -> None:
+        images = {key: observation_space[key] for key in IMAGES}
+        n_others = sum(spaces.flatdim(observation_space[key]) for key in OTHERS)
+        super().__init__(observation_space, latent_dim, features_dim=latent_dim + n_others)
+        convolutions = {
+            key: nn.Sequential(nn.Conv2d(box.shape[0], 8, 4, stride=4), nn.ReLU(), nn.Flatten()) for key, box in images.items()
+        }
+        self.trunk = PerImage(convolutions)
+        n_outputs = sum(8 * (box.shape[1] // 4) * (box.shape[2] // 4) for box in images.values())
+        self.projection = nn.Linear(n_outputs, latent_dim)
+        self.head = nn.LayerNorm(latent_dim)
+
+    def features(self, latents: th.Tensor, others: dict[str, th.Tensor]) -> th.Tensor:
+        return th.cat([self.head(latents), *(others[key].flatten(1) for key in OTHERS)], dim=1)
+
+
+class LearnedVector(CombinedExtractor):
+    """A layer for the vector too, which is no image."""
+
+    def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int) -> None:
+        super().__init__(observation_space, cnn_output_dim)
+        self.extractors["vector"] = nn.Linear(2, 2)
+
+
+# An extractor, and pixels enough for it
+SPLIT, COMBINED = pytest.param(TinyDictEncoder, 16, id="split"), pytest.param(CombinedExtractor, 36, id="combined")
+EXTRACTORS = pytest.mark.parametrize("extractor, size", [SPLIT, COMBINED])
+
+
+def make_env(algorithm: type, size: int = 16, **kwargs: Any) -> SwitchEnv:
+    return SwitchEnv((DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=size), **kwargs)
+
+
+def make_model(algorithm: type, extractor: type = TinyDictEncoder, size: int = 16, env: Any = None, **kwargs: Any) -> Any:
+    policy_kwargs: dict[str, Any] = dict(net_arch=[16], features_extractor_class=extractor)
+    if issubclass(extractor, CombinedExtractor):
+        policy_kwargs["features_extractor_kwargs"] = dict(cnn_output_dim=8)
+    defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
+    if not issubclass(algorithm, SAC):
+        defaults.update(target_update_interval=7, tau=0.3)
+    env = make_env(algorithm, size) if env is None else env
+    return algorithm("MultiInputPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
+
+
+def encoder_state(model: Any) -> dict[str, th.Tensor]:
+    """:return: all weights of all encoders, the targets' too"""
+    parts = (".trunk.", ".projection.", ".extractors.image.", ".extractors.map.")
+    return {name: value.clone() for name, value in model.policy.state_dict().items() if any(part in name for part in parts)}
+
+
+def count_encoder_calls(model: Any) -> list[str]:
+    """:return: a list that grows with the key of each image, whenever a convolution sees a batch of them"""
+    calls: list[str] = []
+    modules: dict[nn.Module, str] = {}
+    for network in [*model.policy.encoder_networks, *model.policy.target_networks]:
+        extractor = network.features_extractor
+        parts = extractor.trunk if isinstance(extractor, SplitExtractor) else extractor.extractors
+        modules.update({parts[key]: key for key in IMAGES})
+    for module, key in modules.items():
+        module.register_forward_hook(lambda *_, key=key: calls.append(key))
+    return calls
+
+
+def seeded_sample(model: Any, batch_size: int = 32) -> Any:
+    np.random.seed(5)
+    return model.replay_buffer.sample(batch_size, env=model._vec_normalize_env)
+
+
+def vec_env(wrap: str) -> Any:
+    # What float64 as float32 loses is lost before it is normalised here, and after it in SB3
+    dtype = "float32" if wrap == "normalised" else "float64"
+    env = make_vec_env(lambda: make_env(DQN, 36, boxes=wrap == "stacked", dtype=dtype), n_envs=2, seed=3)
+    if wrap == "normalised":
+        return VecNormalize(env, norm_obs_keys=["vector"])
+    return VecFrameStack(env, 3) if wrap == "stacked" else env
+
+
+@pytest.mark.parametrize("wrap", ["plain", "normalised", "stacked"])
+@pytest.mark.parametrize("algorithm, upstream", [(SEERQRDQN, QRDQN), (SEERDQN, DQN)])
+def test_without_freeze_weights_and_samples_are_upstreams_to_the_last_bit(algorithm, upstream, wrap):
+    """Invariant 1, with a ring that wraps around; what becomes of these samples at the freeze."""
+
+    def train(cls: type, **kwargs: Any) -> Any:
+        model = make_model(cls, CombinedExtractor, env=vec_env(wrap), buffer_size=60, train_freq=2, gradient_steps=2, **kwargs)
+        return model.learn(100)
+
+    ours, theirs = train(algorithm, freeze_after=None), train(upstream)
+    assert_same(ours.policy.state_dict(), theirs.policy.state_dict())
+    images, expected = seeded_sample(ours), seeded_sample(theirs)
+    for mine, sb3s in ((images.observations, expected.observations), (images.next_observations, expected.next_observations)):
+        assert mine.keys() == sb3s.keys()
+        for key, part in mine.items():
+            # A vector of float64 is kept as float32, which is what a network makes of it
+            assert th.equal(part, sb3s[key].float() if key == "vector" else sb3s[key]), key
+    for name in ("actions", "rewards", "dones"):
+        assert th.equal(getattr(images, name), getattr(expected, name))
+    assert (wrap == "normalised") == (images.observations["vector"].abs().max() > 1)
+
+    assert ours.replay_buffer.n_stack == (3 if wrap == "stacked" else 1)
+    # A frame of each image, whatever the stack
+    assert ours.replay_buffer.nbytes == 60 * (36 * 36 + 2 * 40 * 40)
+    ours.freeze_encoder()
+    latents = seeded_sample(ours)
+    assert th.equal(latents.rewards, images.rewards)
+    for got, were in ((latents.observations, images.observations), (latents.next_observations, images.next_observations)):
+        assert_same(got.others, {key: part for key, part in were.items() if key not in IMAGES})
+        th.testing.assert_close(got.values, ours.policy.encode(were), rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_images_are_refused_by_name():
+    env = VecNormalize(make_vec_env(lambda: make_env(DQN, boxes=True)), norm_obs_keys=["map", "vector"])
+    with pytest.raises(ValueError, match=r"norm_obs_keys without image, map"):
+        make_model(SEERDQN, CombinedExtractor, env=env)
+
+
+@pytest.mark.parametrize("extractor, size", [SPLIT, COMBINED, pytest.param(LearnedVector, 36, id="vector")])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size):
+    """Invariants 2 and 5: all that is no encoder learns, and a step of the environments encodes each image once."""
+    env = make_vec_env(lambda: make_env(algorithm, size), n_envs=2)
+    model = make_model(algorithm, extractor, env=env, freeze_after=None)
+    model.learn(40)
+    model.freeze_encoder()
+    encoder, before = encoder_state(model), copy.deepcopy(model.policy.state_dict())
+    calls = count_encoder_calls(model)
+    # With the ends of two episodes
+    model.learn(50, reset_num_timesteps=False)
+    assert sorted(calls) == ["image"] * 25 + ["map"] * 25
+    assert_same(encoder_state(model), encoder)
+    moved = {name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
+    assert moved == set(before) - set(encoder)
+
+
+@EXTRACTORS
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_known_latents_are_used_with_the_other_keys_of_the_moment(algorithm, extractor, size):
+    model = make_model(algorithm, extractor, size, freeze_after=20)
+    model.learn(40)
+    calls, network = count_encoder_calls(model), model.policy.encoder_networks[-1]
+
+    def features(observation: dict[str, np.ndarray]) -> tuple[th.Tensor, int]:
+        calls.clear()
+        with th.no_grad():
+            values = network.extract_features(model.policy.obs_to_tensor(observation)[0], network.features_extractor)
+        return values, len(calls)
+
+    observation = model._last_obs
+    known, n_calls = features(observation)
+    assert n_calls == 0
+    moved = {**observation, "vector": -observation["vector"], "level": (observation["level"] + 1) % 3}
+    with_others, n_calls = features(moved)
+    assert n_calls == 0 and not th.equal(with_others, known)
+    seen = {key: features({**observation, key: observation[key] // 2}) for key in IMAGES}
+    assert all(n_calls == 2 and not th.equal(values, known) for values, n_calls in seen.values())
+
+    # The same as of an agent that knows nothing
+    model.policy._encoded = None
+    for values, again in ((known, observation), (with_others, moved)):
+        fresh, n_calls = features(again)
+        assert n_calls == 2
+        th.testing.assert_close(values, fresh, rtol=1e-4, atol=1e-5)
+
+
+@EXTRACTORS
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, size):
+    """Invariant 10."""
+    model = make_model(algorithm, extractor, size, freeze_after=None)
+    model.learn(30)
+    model.observation_space.seed(0)
+    singles = [model.observation_space.sample() for _ in range(5)]
+    observations = by_key(singles)
+    n_latents = 2 if algorithm is SEERSAC and extractor is TinyDictEncoder else 1
+    latent_dim = 8 if extractor is TinyDictEncoder else 2 * 8
+
+    actions, latents = [], []
+    for _ in range(2):
+        actions.append(model.predict(observations, deterministic=True)[0])
+        single, _ = model.predict(singles[3], deterministic=True)
+        np.testing.assert_allclose(single, actions[-1][3], rtol=1e-5)
+        latents.append(model.encode(observations))
+        th.testing.assert_close(model.encode(singles[3]), latents[-1][3:4], rtol=1e-5, atol=1e-6)
+        # Nothing but images is encoded
+        assert th.equal(model.encode({key: observations[key] for key in IMAGES}), latents[-1])
+        if not model.encoder_frozen:
+            model.freeze_encoder()
+    np.testing.assert_allclose(*actions, rtol=1e-5)
+    assert actions[0].shape == (5, *model.action_space.shape)
+    assert latents[0].shape == (5, n_latents, latent_dim) and th.equal(*latents)
+
+
+@EXTRACTORS
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm, extractor, size):
+    """Invariant 4."""
+
+    def train(from_latents: bool) -> dict[str, th.Tensor]:
+        model = make_model(algorithm, extractor, size, freeze_after=None)
+        model.learn(40)
+        images = copy.deepcopy(model.replay_buffer)
+        model.freeze_encoder()
+        frozen = copy.deepcopy(model.policy.state_dict())
+        if not from_latents:
+            model.replay_buffer = images
+        assert isinstance(model.replay_buffer.sample(4).observations, Latents) == from_latents
+        weights = train_on(model, gradient_steps=20)
+        assert any(not th.equal(weights[name], value) for name, value in frozen.items())
+        return weights
+
+    from_images = train(from_latents=False)
+    for name, value in train(from_latents=True).items():
+        th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
+
+
+def test_learns_what_needs_both_an_image_and_a_vector():
+    """An episode is worth 10 to an agent that sees both, 5 to one that sees no vector, 2.5 to one that sees no image."""
+    model = SEERDQN(
+        "MultiInputPolicy", make_env(SEERDQN), buffer_size=1000, freeze_after=700, learning_starts=100, learning_rate=1e-3,
+        batch_size=32, gamma=0.5, train_freq=1, exploration_fraction=0.2, target_update_interval=100, seed=0, device="cpu",
+        policy_kwargs=dict(net_arch=[64], features_extractor_class=TinyDictEncoder),
+    )  # fmt: skip
+    model.learn(1500)
+    assert model.encoder_frozen and model.replay_buffer.size() == 1500
+    env = Monitor(make_env(SEERDQN))
+    env.reset(seed=1)
+    assert evaluate_policy(model, env, n_eval_episodes=20)[0] > 8.5
+
+
+@pytest.mark.parametrize("total_timesteps", [30, 60])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resumes_exactly_before_and_after_the_freeze(algorithm, total_timesteps, tmp_path):
+    """Invariant 9, with images that are cropped."""
+    kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model = make_model(algorithm, freeze_after=40, **kwargs)
+    model.learn(total_timesteps)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+
+    loaded = algorithm.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.encoder_frozen == model.encoder_frozen == (total_timesteps > 40)
+    assert loaded.replay_buffer.stage == model.replay_buffer.stage
+    assert loaded.replay_buffer.size() == model.replay_buffer.size() == total_timesteps
+    np.testing.assert_allclose(*(each.predict(model._last_obs, deterministic=True)[0] for each in (model, loaded)), rtol=1e-5)
+    assert_same(train_on(model), train_on(loaded))
+    # And on through the freeze, if that is still to come
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.encoder_frozen and loaded.replay_buffer.size() == total_timesteps + 30
+
+
+@pytest.mark.parametrize("total_timesteps", [40, 75])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_buffer_of_sb3_loads(frozen, total_timesteps, tmp_path):
+    """One that is filled in part, and one that has wrapped around."""
+    upstream = make_model(DQN, CombinedExtractor, size=36, buffer_size=60)
+    upstream.learn(total_timesteps)
+    upstream.save_replay_buffer(tmp_path / "sb3")
+    model = make_model(SEERDQN, CombinedExtractor, size=36, freeze_after=20)
+    if frozen:
+        model.learn(30)
+    model.load_replay_buffer(tmp_path / "sb3")
+
+    size = min(total_timesteps, 60)
+    assert model.replay_buffer.size() == size and model.replay_buffer.stage == ("latents" if frozen else "images")
+    theirs = upstream.replay_buffer
+    expected = theirs._get_samples((np.arange(size) + (theirs.pos if theirs.full else 0)) % 60)
+    # Both oldest first
+    rows = np.arange(model.replay_buffer.pos - size, model.replay_buffer.pos) % model.replay_buffer.buffer_size
+    samples = model.replay_buffer._get_samples(rows)
+    for name in ("actions", "rewards", "dones"):
+        assert th.equal(getattr(samples, name), getattr(expected, name))
+    for got, were in ((samples.observations, expected.observations), (samples.next_observations, expected.next_observations)):
+        if frozen:
+            th.testing.assert_close(got.values, model.policy.encode(were), rtol=1e-4, atol=1e-5)
+            assert_same(got.others, {key: were[key].float() if key == "vector" else were[key] for key in OTHERS})
+        else:
+            assert_same(got, {**were, "vector": were["vector"].float()})
+
+
+class JoinsAll(CombinedExtractor):
+    """What a user may have written: nothing tells which part of it is for the images."""
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        return th.tanh(super().forward(observations))
+
+
+@pytest.mark.parametrize("extractor, keys", [(CombinedExtractor, ["vector", "level"]), (JoinsAll, [*IMAGES, *OTHERS])])
+@pytest.mark.parametrize("algorithm, upstream", [(SEERSAC, SAC), (SEERQRDQN, QRDQN), (SEERDQN, DQN)])
+def test_without_an_encoder_it_is_the_sb3_class(algorithm, upstream, extractor, keys, tmp_path):
+    def make(cls: type) -> Any:
+        return make_model(cls, extractor, env=FilterObservation(make_env(cls, 36), keys))
+
+    with pytest.warns(UserWarning, match="no encoder to freeze") as warned:
+        model = make(algorithm).learn(40)
+    assert len([warning for warning in warned if "no encoder" in str(warning.message)]) == 1
+    expected = make(upstream).learn(40)
+    assert_same(model.policy.state_dict(), expected.policy.state_dict())
+
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    with pytest.warns(UserWarning, match="no encoder to freeze"):
+        loaded = algorithm.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert_same(train_on(loaded), train_on(expected))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_n_step_returns(algorithm):
+    """SB3 has none for Dict observations."""
+    model = make_model(algorithm, freeze_after=None, n_steps=3, gamma=GAMMA)
+    model.learn(40)
+    before = seeded_sample(model)
+    model.freeze_encoder()
+    after = seeded_sample(model)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.n_steps == model.replay_buffer.n_steps == 3
+    assert th.equal(before.rewards, after.rewards) and th.equal(before.discounts, after.discounts)
+    assert set(before.discounts.flatten().tolist()) == {GAMMA, GAMMA**2, GAMMA**3}
+
+
+def test_a_policy_of_the_users_own_without_images():
+    class OwnPolicy(SEERDQN.policy_aliases["MultiInputPolicy"]):
+        pass
+
+    with pytest.warns(UserWarning, match="no encoder to freeze"):
+        SEERDQN(OwnPolicy, FilterObservation(make_env(SEERDQN), ["vector"]), buffer_size=50, learning_starts=10).learn(20)
+
+
+def test_latents_of_unknown_size_are_refused():
+    class TwoLayers(CombinedExtractor):
+        def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int) -> None:
+            super().__init__(observation_space, cnn_output_dim)
+            self.extractors["map"] = nn.Sequential(self.extractors["map"], nn.Linear(cnn_output_dim, cnn_output_dim))
+
+    with pytest.raises(ValueError, match="TwoLayers has a Sequential for the image 'map': allowed are"):
+        make_model(SEERDQN, TwoLayers, size=36)
+
+
+def test_images_of_two_sizes_are_cropped_to_one():
+    kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=14), n_augmentations=2)
+    model = make_model(SEERDQN, freeze_after=30, **kwargs)
+    space = model.policy.image_space
+    assert space["image"].shape == (1, 14, 14) and space["map"].shape == (2, 14, 14)
+    assert all(space[key] == model.observation_space[key] for key in OTHERS)
+    model.learn(20)
+    crops = seeded_sample(model).observations
+    augmentation, model.replay_buffer.augmentation = model.replay_buffer.augmentation, None
+    whole = seeded_sample(model).observations
+    model.replay_buffer.augmentation = augmentation
+    for key in IMAGES:
+        windows = whole[key].unfold(2, 14, 1).unfold(3, 14, 1)  # (batch_size, channels, n_tops, n_lefts, 14, 14)
+        found = (windows == crops[key][:, :, None, None]).all(dim=5).all(dim=4).all(dim=1)  # (batch_size, n_tops, n_lefts)
+        assert found.any(dim=2).any(dim=1).all()
+        # At places of their own
+        assert len(found.nonzero()[:, 1:].unique(dim=0)) > 3
+    # Where nothing is augmented, it is the middle that is encoded
+    observation = model.observation_space.sample()
+    middle = {"image": observation["image"][None, :, 1:15, 1:15], "map": observation["map"][None, :, 3:17, 3:17]}
+    expected = model.policy.encode({key: th.as_tensor(part) for key, part in middle.items()})
+    assert th.equal(model.encode(observation), expected)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.encoder_frozen
+    assert seeded_sample(model, 8).observations.values.shape == (8, 1, 8)
+
+
+def test_images_that_are_as_large_as_the_crop_stay():
+    kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=16), n_augmentations=2)
+    policy = make_model(SEERDQN, **kwargs).policy
+    assert policy.image_size == dict(map=(16, 16))
+    assert policy.image_space["image"] == policy.observation_space["image"]
