@@ -13,7 +13,7 @@ from sb3_seer.common.storage import ImageStore, LatentStore
 from sb3_seer.common.type_aliases import LatentEncoder, Observations
 
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
-MAX_ENCODER_INPUTS = 64
+MAX_ENCODER_INPUTS = 32
 # Observations that the range of uint8 latents is fitted on
 MAX_FIT_OBSERVATIONS = 1024
 
