@@ -1,8 +1,10 @@
 from sb3_seer.common.callbacks import FreezeEncoderCallback
-from sb3_seer.common.encoders import DataEfficientCNN, PixelEncoder, SplitExtractor
+from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder, SplitExtractor
+from sb3_seer.common.prioritized import PrioritizedReplayBuffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.dqn import SEERDQN
 from sb3_seer.qrdqn import SEERQRDQN
+from sb3_seer.rainbow import Rainbow, SEERRainbow
 from sb3_seer.sac import SEERSAC
 
 __version__ = "0.1.0"
@@ -13,8 +15,12 @@ __all__ = [
     "SEERSAC",
     "DataEfficientCNN",
     "FreezeEncoderCallback",
+    "ImpalaCNN",
     "LatentReplayBuffer",
     "PixelEncoder",
+    "PrioritizedReplayBuffer",
+    "Rainbow",
+    "SEERRainbow",
     "SplitExtractor",
     "__version__",
 ]

@@ -12,11 +12,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import NatureCNN
 from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
 from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.type_aliases import Latents
 
-ALGORITHMS = [SEERSAC, SEERQRDQN, SEERDQN]
+ALGORITHMS = [SEERSAC, SEERQRDQN, SEERDQN, SEERRainbow]
 
 
 def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):

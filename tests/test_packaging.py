@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-ALGORITHMS = ["dqn_seer", "qrdqn_seer", "sac_seer"]
+ALGORITHMS = ["dqn_seer", "qrdqn_seer", "rainbow", "rainbow_seer", "sac_seer"]
 HOOK_OFF = {"SB3_SEER_NO_ZOO_HOOK": "1"}
 
 
@@ -132,7 +132,7 @@ def test_a_script_that_imports_rl_zoo_finds_everything(venv: Venv) -> None:
     code = """
 import json, sys
 import rl_zoo3
-registered = [name for name in rl_zoo3.ALGOS if name.endswith("_seer")]
+registered = [name for name, algorithm in rl_zoo3.ALGOS.items() if algorithm.__module__.startswith("sb3_seer")]
 lazy = not {"optuna", "dm_control", "shimmy"} & set(sys.modules)
 
 import gymnasium, zoo_integration.registration

@@ -23,11 +23,12 @@ from gymnasium.error import DependencyNotInstalled
 from requests.exceptions import HTTPError
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from tiny_envs import DialEnv, LightEnv
 
 import zoo_integration
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
+from sb3_seer.common.seer import SEERMixin
 from zoo_integration import registration
 from zoo_integration.registration import ALGORITHMS, default_config
 
@@ -60,8 +61,11 @@ SMALL_ENCODER = {
     "sac_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
     "qrdqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "dqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
+    "rainbow": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
+    "rainbow_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
 }
-ENV_ID = {"sac_seer": "Dial-v0", "qrdqn_seer": "Light-v0", "dqn_seer": "Light-v0"}
+ENV_ID = {algo: "Dial-v0" if algo == "sac_seer" else "Light-v0" for algo in ALGORITHMS}
+SEER_ALGORITHMS = [algo for algo, (algorithm, _) in ALGORITHMS.items() if issubclass(algorithm, SEERMixin)]
 
 
 @pytest.fixture
@@ -82,7 +86,9 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def train(zoo: Callable[..., None], algo: str, *arguments: str, params: tuple[str, ...] = (), n: int = 60) -> None:
-    params = (f"policy_kwargs:{SMALL_ENCODER[algo]}", "learning_starts:10", "buffer_size:100", "freeze_after:0.5", *params)
+    if algo in SEER_ALGORITHMS:
+        params = ("freeze_after:0.5", *params)
+    params = (f"policy_kwargs:{SMALL_ENCODER[algo]}", "learning_starts:10", "buffer_size:100", *params)
     arguments = ("--env", ENV_ID[algo], "-n", str(n), "--eval-freq", "-1", "--seed", "1", *arguments)
     zoo("train", "--algo", algo, *arguments, "-params", *params)
 
@@ -93,7 +99,13 @@ def load(algo: str, run: int = 1) -> Any:
 
 
 def test_registered_with_all_of_rl_zoo() -> None:
-    for name, algorithm, base in (("sac_seer", SEERSAC, SAC), ("qrdqn_seer", SEERQRDQN, QRDQN), ("dqn_seer", SEERDQN, DQN)):
+    for name, algorithm, base in (
+        ("sac_seer", SEERSAC, SAC),
+        ("qrdqn_seer", SEERQRDQN, QRDQN),
+        ("dqn_seer", SEERDQN, DQN),
+        ("rainbow", Rainbow, DQN),
+        ("rainbow_seer", SEERRainbow, Rainbow),
+    ):
         assert rl_zoo3.ALGOS[name] is algorithm
         assert issubclass(algorithm, base)
         assert rl_zoo3.exp_manager.ALGOS is rl_zoo3.enjoy.ALGOS is rl_zoo3.ALGOS
@@ -127,7 +139,7 @@ def test_a_misspelt_algorithm_is_answered_with_the_list(
         assert name in error
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", SEER_ALGORITHMS)
 def test_train_continue_and_enjoy(algo: str, zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     train(zoo, algo, "--save-replay-buffer", "-P")
     output = capsys.readouterr().out
@@ -152,6 +164,18 @@ def test_train_continue_and_enjoy(algo: str, zoo: Callable[..., None], capsys: p
     assert "Mean episode length: 10.00" in capsys.readouterr().out
 
 
+def test_train_continue_and_enjoy_without_a_freeze(zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    train(zoo, "rainbow", "--save-replay-buffer")
+    train(zoo, "rainbow", "-i", "logs/rainbow/Light-v0_1/Light-v0.zip", "--save-replay-buffer")
+    assert "Loading replay buffer" in capsys.readouterr().out
+    model, continued = load("rainbow"), load("rainbow", run=2)
+    assert continued._n_updates > model._n_updates > 0
+    continued.load_replay_buffer("logs/rainbow/Light-v0_2/replay_buffer.pkl")
+    assert continued.replay_buffer.size() == 100
+    zoo("enjoy", "--algo", "rainbow", "--env", "Light-v0", "-f", "logs", "--no-render", "-n", "25")
+    assert "Mean episode length: 10.00" in capsys.readouterr().out
+
+
 def test_the_default_hyperparameters_serve_an_environment_of_images(
     zoo: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,12 +194,15 @@ def test_every_block_of_hyperparameters_is_valid(monkeypatch: pytest.MonkeyPatch
             size = 100 if "sb3_seer.envs.DMControlPixels" in wrappers else 96 if env_id == "CarRacing-v3" else 84
             n_channels = 1 if algorithm is not SEERSAC else 3
             env = {True: DialEnv, False: LightEnv}[algorithm is SEERSAC](size=size)
-            env.observation_space = gym.spaces.Box(0, 255, (n_channels * block.get("frame_stack", 1), size, size), np.uint8)
+            env.observation_space = gym.spaces.Box(0, 255, (n_channels, size, size), np.uint8)
+            stacked = VecFrameStack(DummyVecEnv([lambda env=env: env]), block.get("frame_stack", 1), channels_order="first")
             for name in ("env_wrapper", "frame_stack", "n_timesteps"):
                 block.pop(name, None)
             if "policy_kwargs" in block:
                 block["policy_kwargs"] = eval(block["policy_kwargs"], vars(rl_zoo3.exp_manager))
-            model = algorithm(env=DummyVecEnv([lambda env=env: env]), **block)
+            if "replay_buffer_class" in block:
+                block["replay_buffer_class"] = eval(block["replay_buffer_class"], vars(rl_zoo3.exp_manager))
+            model = algorithm(env=stacked, **block)
             assert model.replay_buffer.nbytes <= 7.6e9, (algo, env_id)
 
 
@@ -308,6 +335,17 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
         assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
     finally:
         registration.configured_hyperparams.reset(token)
+
+
+def test_the_sampler_of_an_algorithm_without_seer_searches_no_freeze_and_keeps_the_encoder() -> None:
+    sample = rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER["rainbow"]
+    token = registration.configured_hyperparams.set(dict(policy_kwargs=dict(sigma0=0.1, net_arch=[1])))
+    try:
+        hyperparams = sample(optuna.create_study().ask(), 1, 1, dict(using_her_replay_buffer=False, her_kwargs={}))
+    finally:
+        registration.configured_hyperparams.reset(token)
+    assert "freeze_after" not in hyperparams
+    assert hyperparams["policy_kwargs"]["sigma0"] == 0.1 and hyperparams["policy_kwargs"]["net_arch"] != [1]
 
 
 def test_an_atari_game_without_ale_py_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from gymnasium.error import DependencyNotInstalled
 
 import sb3_seer
 import sb3_seer.envs  # registers the ids of dm_control
+from sb3_seer.common.seer import SEERMixin
 from zoo_integration.hook import ZOO_MODULES
-from zoo_integration.samplers import configured_hyperparams, sample_seer_params
+from zoo_integration.samplers import configured_hyperparams, sample_seer_params, sample_with_configured_policy
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +30,8 @@ ALGORITHMS = {
     # RL Zoo's name: the class, and RL Zoo's name of the algorithm that it extends
     "dqn_seer": (sb3_seer.SEERDQN, "dqn"),
     "qrdqn_seer": (sb3_seer.SEERQRDQN, "qrdqn"),
+    "rainbow": (sb3_seer.Rainbow, "dqn"),
+    "rainbow_seer": (sb3_seer.SEERRainbow, "dqn"),
     "sac_seer": (sb3_seer.SEERSAC, "sac"),
 }
 
@@ -76,9 +79,10 @@ def _add_algorithms(rl_zoo3: ModuleType) -> None:
 
 
 def _add_samplers(hyperparams_opt: ModuleType) -> None:
-    for name, (_, base) in ALGORITHMS.items():
+    for name, (algorithm, base) in ALGORITHMS.items():
+        sample_params = sample_seer_params if issubclass(algorithm, SEERMixin) else sample_with_configured_policy
         sample_base_params = hyperparams_opt.HYPERPARAMS_SAMPLER[base]
-        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = functools.partial(sample_seer_params, sample_base_params)
+        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = functools.partial(sample_params, sample_base_params)
         # It leaves what it does not know, our parameters, as it is
         hyperparams_opt.HYPERPARAMS_CONVERTER[name] = hyperparams_opt.HYPERPARAMS_CONVERTER[base]
 

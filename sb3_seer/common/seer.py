@@ -28,6 +28,7 @@ from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.encoders import can_split
 from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.policies import SEERPolicy
+from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.saving import replacing
 from sb3_seer.common.type_aliases import Observations
@@ -275,8 +276,9 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
-            self.replay_buffer.progress_remaining = self._current_progress_remaining
+        replay_buffer: Any = self.replay_buffer
+        if is_prioritized(replay_buffer):
+            replay_buffer.progress_remaining = self._current_progress_remaining
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):

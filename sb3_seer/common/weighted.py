@@ -1,4 +1,4 @@
-"""Updates of Q-learning algorithms from a prioritised replay buffer."""
+"""Updates of Q-learning algorithms from any replay buffer, prioritised ones included."""
 
 from abc import abstractmethod
 from typing import Any
@@ -16,6 +16,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
 
     With a prioritised replay buffer each transition's loss counts by its weight, and its error is its next priority
     (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, Algorithm 1). With any other, ``train()`` is the algorithm's.
+    One without a ``train()`` of its own calls ``_train_on_losses()`` in any case: without weights, all count equally.
     """
 
     max_grad_norm: Any  # float, or None where the algorithm allows it
@@ -23,7 +24,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
     @abstractmethod
     def _losses(self, batch: PrioritizedReplayBufferSamples) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param batch: a batch of transitions
+        :param batch: a batch of transitions; its weights are not to be looked at
         :return: the loss of each transition and its absolute error, both of shape ``(batch_size,)``
         """
 
@@ -34,10 +35,20 @@ class WeightedUpdates(OffPolicyAlgorithm):
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions in a batch
         """
-        replay_buffer: Any = self.replay_buffer
-        if not is_prioritized(replay_buffer):
+        if is_prioritized(self.replay_buffer):
+            self._train_on_losses(gradient_steps, batch_size)
+        else:
             super().train(gradient_steps, batch_size)
-            return
+
+    def _train_on_losses(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        The updates of ``DQN.train()`` with the losses of ``_losses()``, by their weights if the replay buffer has some.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions in a batch
+        """
+        replay_buffer: Any = self.replay_buffer
+        prioritized = is_prioritized(replay_buffer)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
 
@@ -45,10 +56,9 @@ class WeightedUpdates(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             losses, errors = self._losses(batch)
-            weights = batch.weights.squeeze(dim=1)
             # Another shape would be broadcast without a word
-            assert losses.shape == errors.shape == weights.shape
-            loss = (weights * losses).mean()
+            assert losses.shape == errors.shape == (len(batch.rewards),)
+            loss = (batch.weights.squeeze(dim=1) * losses).mean() if prioritized else losses.mean()
             loss_values.append(loss.item())
 
             self.policy.optimizer.zero_grad()
@@ -56,7 +66,8 @@ class WeightedUpdates(OffPolicyAlgorithm):
             if self.max_grad_norm is not None:
                 th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
-            replay_buffer.update_priorities(batch.indices, errors.detach().cpu().numpy())
+            if prioritized:
+                replay_buffer.update_priorities(batch.indices, errors.detach().cpu().numpy())
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

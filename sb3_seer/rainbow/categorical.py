@@ -1,0 +1,44 @@
+"""Categorical value distributions (C51): Bellemare et al. 2017, https://arxiv.org/abs/1707.06887."""
+
+import torch as th
+from torch.nn import functional as F
+
+
+def categorical_projection(probabilities: th.Tensor, values: th.Tensor, support: th.Tensor) -> th.Tensor:
+    """
+    Project distributions onto a fixed support (Bellemare et al., equation 7): the probability of a value goes to the
+    two atoms next to it, the more the nearer each is; beyond the ends of the support, all of it to the last atom.
+
+    :param probabilities: of the values, shape ``(batch_size, n_values)``
+    :param values: shape ``(batch_size, n_values)``
+    :param support: equally spaced atoms in ascending order, at least two, shape ``(n_atoms,)``
+    :return: the probabilities of the atoms, shape ``(batch_size, n_atoms)``
+    :raises ValueError: for other shapes
+    """
+    if probabilities.ndim != 2 or probabilities.shape != values.shape:
+        raise ValueError(
+            "probabilities and values: the same shape (batch_size, n_values) is allowed, "
+            f"not {tuple(probabilities.shape)} and {tuple(values.shape)}"
+        )
+    if support.ndim != 1 or len(support) < 2:
+        raise ValueError(f"support: a shape (n_atoms,) of at least 2 atoms is allowed, not {tuple(support.shape)}")
+    spacing = (support[-1] - support[0]) / (len(support) - 1)
+    values = values.clamp(support[0], support[-1])
+    distances = (values[:, :, None] - support).abs() / spacing  # [batch_size, n_values, n_atoms]
+    shares = (1.0 - distances).clamp(min=0.0)
+    return th.bmm(probabilities[:, None, :], shares).squeeze(dim=1)
+
+
+def categorical_cross_entropy(logits: th.Tensor, target_probabilities: th.Tensor) -> th.Tensor:
+    """
+    :param logits: of the predicted distributions, shape ``(batch_size, n_atoms)``
+    :param target_probabilities: of the same shape
+    :return: the cross-entropy of each prediction with its target, shape ``(batch_size,)``
+    :raises ValueError: for other shapes
+    """
+    if logits.ndim != 2 or logits.shape != target_probabilities.shape:
+        raise ValueError(
+            "logits and target_probabilities: the same shape (batch_size, n_atoms) is allowed, "
+            f"not {tuple(logits.shape)} and {tuple(target_probabilities.shape)}"
+        )
+    return -(target_probabilities * F.log_softmax(logits, dim=1)).sum(dim=1)

@@ -1,0 +1,300 @@
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.dqn import DQN
+from torch.nn import functional as F
+
+from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
+from sb3_seer.common.prioritized import PrioritizedReplayBuffer
+from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.utils import find_n_stack
+from sb3_seer.common.weighted import WeightedUpdates
+from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
+from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
+
+SelfRainbow = TypeVar("SelfRainbow", bound="Rainbow")
+
+
+class Rainbow(WeightedUpdates, DQN):
+    """
+    Rainbow: DQN with double Q-learning, dueling networks, value distributions (C51), noisy layers, n-step returns and,
+    if wanted, prioritised replay.
+
+    Paper: Hessel et al. 2018, https://arxiv.org/abs/1710.02298. Code: https://github.com/Kaixhin/Rainbow, and what the
+    authors of SEER (https://arxiv.org/abs/2103.02886) made of it. Each part can be switched off:
+
+    =======================  ==============================================================
+    double Q-learning        ``double_q=False``
+    dueling networks         ``policy_kwargs=dict(dueling=False)``
+    value distributions      ``policy_kwargs=dict(n_atoms=1)``: values, and the Huber loss
+    noisy layers             ``policy_kwargs=dict(noisy=False)``: epsilon-greedy exploration
+    n-step returns           ``n_steps=1``
+    prioritised replay       ``prioritized_replay=False``, as by default
+    =======================  ==============================================================
+
+    Without all of them it is SB3's :class:`~stable_baselines3.dqn.DQN`. The defaults of these parts are the paper's
+    (but for the priorities, which data-efficient Rainbow as in SEER does without), all others are those of ``DQN``.
+    ``hyperparams/rainbow.yml`` has the settings of data-efficient Rainbow.
+
+    Noise is drawn anew before each action that is not deterministic (the same for all envs), and before each update: once
+    for the online network, whose values of the current and of the next observations share it, and once for the target
+    network. ``predict(deterministic=True)`` has no noise, and no epsilon (0.001 in the code). In the code, an update has the
+    noise of the action before it; here it has noise of its own, as in the paper of noisy networks
+    (https://arxiv.org/abs/1706.10295, Algorithm 1), so that several updates in a row do not share it.
+
+    Differences from the code: nothing is bootstrapped from a window in which the episode terminates (there, nor from one
+    just before that step), windows end at the write head of the replay buffer, and one Adam optimizes all weights (there,
+    one each for convolutions and linear layers, which is the same). Prioritised transitions have the cross-entropy as their
+    error, as in the code: the paper's KL divergence plus the entropy of the target.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: how many steps of the model to collect transitions for before learning starts
+    :param batch_size: Minibatch size for each gradient update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1) default 1 for hard update
+    :param gamma: the discount factor
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param replay_buffer_class: Replay buffer class to use. If ``None``, it will be automatically selected.
+        ``LatentReplayBuffer`` holds images in a fraction of the memory; like ``PrioritizedReplayBuffer``, it is given
+        ``n_steps`` and ``gamma``, and the number of stacked frames is found in the wrappers.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of SB3's replay buffer, without n-step returns
+    :param n_steps: steps of the n-step returns. Of SB3's replay buffers, the one for ``Dict`` observations has 1 only.
+    :param target_update_interval: update the target network every ``target_update_interval``
+        environment steps.
+    :param exploration_fraction: fraction of entire training period over which the exploration rate is reduced.
+        The exploration rate is 0 with noisy layers.
+    :param exploration_initial_eps: initial value of random action probability, without noisy layers
+    :param exploration_final_eps: final value of random action probability, without noisy layers
+    :param max_grad_norm: The maximum value for the gradient clipping (if None, no clipping)
+    :param double_q: whether the online network chooses the action of which the target network gives the value
+    :param prioritized_replay: whether to sample by priority, with the exponents ``alpha`` (0.5, as in the paper) and ``beta``
+        (0.4, 1 at the end of the training) of ``replay_buffer_kwargs``
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see
+        :class:`~sb3_seer.rainbow.policies.RainbowPolicy`
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for priorities or n-step returns that the replay buffer does not have
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    q_net: RainbowNetwork
+    q_net_target: RainbowNetwork
+    policy: RainbowPolicy
+
+    def __init__(
+        self,
+        policy: str | type[RainbowPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 32,
+        tau: float = 1.0,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 4,
+        gradient_steps: int = 1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 3,
+        target_update_interval: int = 10000,
+        exploration_fraction: float = 0.1,
+        exploration_initial_eps: float = 1.0,
+        exploration_final_eps: float = 0.05,
+        max_grad_norm: float | None = 10,
+        double_q: bool = True,
+        prioritized_replay: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            target_update_interval=target_update_interval,
+            exploration_fraction=exploration_fraction,
+            exploration_initial_eps=exploration_initial_eps,
+            exploration_final_eps=exploration_final_eps,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.double_q = double_q
+        self.prioritized_replay = prioritized_replay
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self.replay_buffer is None:
+            self._setup_replay_buffer()
+        if self.replay_buffer is None:
+            super()._setup_model()
+        else:
+            # The buffer has its n-step returns: SB3 need not warn that it does not pass them on
+            n_steps, self.n_steps = self.n_steps, 1
+            super()._setup_model()
+            self.n_steps = n_steps
+        if self.policy.q_net.noisy:
+            self.exploration_schedule = ConstantSchedule(0.0)
+
+    def _setup_replay_buffer(self) -> None:
+        """
+        Make the replay buffer, if it is one that takes ``n_steps``. Any other is left to SB3.
+
+        :raises ValueError: for priorities or n-step returns that the replay buffer does not have
+        """
+        buffer_class = self.replay_buffer_class
+        if buffer_class is None and self.prioritized_replay:
+            buffer_class = PrioritizedReplayBuffer
+        elif buffer_class is None and self.n_steps > 1:
+            buffer_class = NStepReplayBuffer
+        if buffer_class is None:
+            return
+        takes_images = issubclass(buffer_class, LatentReplayBuffer)
+        if self.prioritized_replay and not issubclass(buffer_class, (PrioritizedReplayBuffer, LatentReplayBuffer)):
+            raise ValueError(
+                f"replay_buffer_class: {buffer_class.__name__} was given, allowed with prioritized_replay=True are "
+                "PrioritizedReplayBuffer, LatentReplayBuffer and None"
+            )
+        if not issubclass(buffer_class, (NStepReplayBuffer, PrioritizedReplayBuffer, LatentReplayBuffer)):
+            return
+        if isinstance(self.observation_space, spaces.Dict) and not takes_images:
+            raise ValueError(
+                f"n_steps={self.n_steps} and prioritized_replay={self.prioritized_replay} were given, allowed with Dict "
+                "observations are n_steps=1 and False; with images among them, both with LatentReplayBuffer"
+            )
+        kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma)
+        if takes_images and self.env is not None:
+            kwargs["n_stack"] = find_n_stack(self.env)
+        kwargs.update(self._priority_kwargs(buffer_class))
+        self.replay_buffer_class = buffer_class
+        self.replay_buffer = buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **{**kwargs, **self.replay_buffer_kwargs},
+        )
+
+    def _priority_kwargs(self, buffer_class: type[ReplayBuffer]) -> dict[str, Any]:
+        """:return: what a replay buffer of this class is told of ``prioritized_replay``"""
+        if not self.prioritized_replay:
+            return {}
+        kwargs: dict[str, Any] = dict(alpha=0.5)
+        if issubclass(buffer_class, LatentReplayBuffer):
+            kwargs["prioritized"] = True
+        return kwargs
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        replay_buffer: Any = self.replay_buffer
+        if is_prioritized(replay_buffer):
+            replay_buffer.progress_remaining = self._current_progress_remaining
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """
+        Sample the replay buffer and do the updates (gradient descent), by the priorities of the transitions if the
+        replay buffer has some.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions in a batch
+        """
+        self._train_on_losses(gradient_steps, batch_size)
+
+    def _losses(self, batch: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> tuple[th.Tensor, th.Tensor]:
+        discounts = batch.discounts if batch.discounts is not None else self.gamma
+        discounts = (1 - batch.dones) * discounts  # [batch_size, 1]
+        online, target = self.q_net, self.q_net_target
+        online.reset_noise()
+        target.reset_noise()
+        features = online.extract_features(batch.observations, online.features_extractor)
+        with th.no_grad():
+            next_features = target.extract_features(batch.next_observations, target.features_extractor)
+            next_logits = target.logits(next_features)  # [batch_size, n_actions, n_atoms]
+        if self.double_q:
+            with th.no_grad():
+                next_features = online.extract_features(batch.next_observations, online.features_extractor)
+            # In one pass: noisy layers need as long to add the noise as to use the weights
+            logits, choice = online.logits(th.cat((features, next_features))).chunk(2)
+        else:
+            logits, choice = online.logits(features), next_logits
+        logits = _of_actions(logits, batch.actions.long().squeeze(dim=1))  # [batch_size, n_atoms]
+        next_logits = _of_actions(next_logits, online.q_values(choice.detach()).argmax(dim=1))
+
+        if online.n_atoms == 1:
+            target_q_values = batch.rewards + discounts * next_logits  # [batch_size, 1]
+            losses = F.smooth_l1_loss(logits, target_q_values, reduction="none")
+            return losses.squeeze(dim=1), (target_q_values - logits).abs().squeeze(dim=1)
+        next_values = batch.rewards + discounts * online.support  # [batch_size, n_atoms]
+        losses = categorical_cross_entropy(
+            logits, categorical_projection(next_logits.softmax(dim=1), next_values, online.support)
+        )
+        return losses, losses
+
+    def learn(
+        self: SelfRainbow,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "Rainbow",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRainbow:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _of_actions(logits: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """
+    :param logits: shape ``(batch_size, n_actions, n_atoms)``
+    :param actions: shape ``(batch_size,)``
+    :return: those of the given actions, shape ``(batch_size, n_atoms)``
+    """
+    return logits[th.arange(len(actions), device=actions.device), actions]

@@ -1,0 +1,50 @@
+from typing import Any, ClassVar, TypeVar
+
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from torch import nn
+
+from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.seer import SEERMixin
+from sb3_seer.rainbow.rainbow import Rainbow
+from sb3_seer.rainbow.seer_policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+SelfSEERRainbow = TypeVar("SelfSEERRainbow", bound="SEERRainbow")
+
+
+class SEERRainbow(SEERMixin, Rainbow):
+    """
+    Rainbow with Stored Embeddings for Efficient Reinforcement Learning (SEER).
+
+    Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1).
+
+    All parameters of :class:`~sb3_seer.rainbow.rainbow.Rainbow`, with the same defaults and meaning, and those of
+    :class:`~sb3_seer.common.seer.SEERMixin`. The updates are Rainbow's own: with ``freeze_after=None`` and no augmentation
+    the weights end the same to the last bit.
+
+    Differences from the released code: at the freeze all of the target network, not its convolutions alone, becomes
+    equal to the online one (as the released code does for control); the replay buffer grows at once, in chronological
+    order; the image of an episode's start is stored as the agent saw it.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
+        kwargs = self._priority_kwargs(LatentReplayBuffer)
+        given = {name: value for name, value in kwargs.items() if name not in self.replay_buffer_kwargs}
+        return super()._make_replay_buffer(augmentation, **given, **overrides)
+
+    def learn(
+        self: SelfSEERRainbow,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SEERRainbow",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSEERRainbow:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
