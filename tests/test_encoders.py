@@ -5,7 +5,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch.nn import functional as F
 
-from sb3_seer import DataEfficientCNN, PixelEncoder
+from sb3_seer import DataEfficientCNN, ImpalaCNN, PixelEncoder
 from sb3_seer.common.augmentations import CenterCrop, RandomCrop, RandomShift, make_augmentation
 from sb3_seer.common.encoders import split
 
@@ -44,6 +44,32 @@ def test_data_efficient_encoder_is_the_papers():
     images = th.rand(2, 4, 84, 84)
     th.testing.assert_close(encoder(images), encoder.encode(images))
     assert (encoder(images) >= 0).all()
+
+
+def test_impala_encoder_is_the_papers():
+    encoder = ImpalaCNN(image_space(9, 84, 84))
+    assert sum(isinstance(module, th.nn.Conv2d) for module in encoder.modules()) == 15
+    # By hand: 84x84 pixels are halved three times, to 42, 21 and 11
+    stages = [(9, 16), (16, 32), (32, 32)]
+    n_convolutions = sum(9 * n_in * n + n + 4 * (9 * n * n + n) for n_in, n in stages)
+    assert sum(p.numel() for p in encoder.parameters()) == n_convolutions + 32 * 11 * 11 * 256 + 256 == 1_089_952
+    assert encoder.latent_dim == encoder.features_dim == 256
+    images = th.rand(2, 9, 84, 84)
+    latents = encoder.encode(images)
+    assert (latents < 0).any()
+    th.testing.assert_close(encoder(images), latents.clamp(min=0))
+    small = ImpalaCNN(image_space(1, 16, 16), latent_dim=5, n_filters=[2, 3])  # two stages: 8x8, then 4x4
+    assert small.encode(th.rand(1, 1, 16, 16)).shape == (1, 5)
+    assert small.projection.in_features == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("freeze_at, size", [("conv1", 41), ("conv2", 39), ("conv3", 37), ("conv4", 35)])
+def test_feature_maps_of_the_paper_as_latents(freeze_at, size):
+    """FACTS of the released code: 32 maps of 41x41, 39x39, 37x37 and 35x35 numbers."""
+    encoder = PixelEncoder(image_space(9, 84, 84), freeze_at=freeze_at)
+    assert encoder.latent_dim == 32 * size**2
+    assert encoder.features_dim == 50
+    assert sum(p.numel() for p in encoder.parameters()) == 1_990_518
 
 
 def test_channels_last_changes_no_result():

@@ -1,7 +1,11 @@
 """Features extractors that know where their encoder ends, and the encoders of the paper."""
 
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import gymnasium as gym
 import torch as th
@@ -39,6 +43,14 @@ class SplitExtractor(BaseFeaturesExtractor):
     def __init__(self, observation_space: gym.Space, latent_dim: int, features_dim: int | None = None) -> None:
         super().__init__(observation_space, latent_dim if features_dim is None else features_dim)
         self.latent_dim = latent_dim
+
+    def share_convolutions(self, other: "SplitExtractor") -> None:
+        """
+        Have the convolutions of another extractor in place of one's own.
+
+        :param other: an extractor of the same class and arguments
+        """
+        self.trunk = other.trunk
 
     def run_trunk(self, images: PyTorchObs) -> th.Tensor:
         """
@@ -175,9 +187,10 @@ def split(extractor: BaseFeaturesExtractor) -> Split:
     return WholeExtractor(extractor)
 
 
-def _n_flatten(cnn: nn.Module, observation_space: spaces.Box) -> int:
+def _output_shape(module: nn.Module, observation_space: spaces.Box) -> tuple[int, ...]:
+    """:return: shape of what a module makes of one image"""
     with th.no_grad():
-        return cnn(th.zeros(1, *observation_space.shape)).shape[1]
+        return tuple(module(th.zeros(1, *observation_space.shape)).shape[1:])
 
 
 class ChannelsLast(nn.Module):
@@ -188,7 +201,125 @@ class ChannelsLast(nn.Module):
         return images.contiguous(memory_format=th.channels_last)
 
 
-class PixelEncoder(SplitExtractor):
+class LayeredExtractor(SplitExtractor):
+    """
+    Base of the built-in encoders: convolutions, a first fully connected layer (if any), and what follows it (if anything).
+    The freeze takes all up to one of these layers, as in the papers' analysis of how many to freeze (Chen et al. 2021,
+    https://arxiv.org/abs/2103.02886, appendix C of its first version). The layers after it are part of the head, and go on
+    learning.
+
+    A latent is what that layer puts out, after its activation and pooling: the numbers of a feature map, channel by channel,
+    if it is a convolution. Those of early layers are larger than the image, and refused when latents would take its place.
+
+    Wherever the encoder ends, the weights have the same names in a ``state_dict``, so what was saved at one layer loads at
+    another.
+
+    :param observation_space: (channels-first) image space
+    :param convolutions: from images to feature maps
+    :param fc1: the first fully connected layer, None for none
+    :param head: what follows
+    :param freeze_at: the last layer that is frozen: ``"fc1"``, or ``"conv1"``, ``"conv2"``... for convolutions, counted from
+        the image. The residual blocks cannot be cut in two
+    :raises ValueError: if there is no such layer
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        convolutions: nn.Sequential,
+        fc1: nn.Linear | None,
+        head: nn.Module,
+        freeze_at: str,
+    ) -> None:
+        ends = _ends_of_layers(convolutions)
+        if fc1 is not None:
+            ends["fc1"] = len(convolutions)
+        if freeze_at not in ends:
+            raise ValueError(f"freeze_at of {type(self).__name__} must be one of {', '.join(ends)}, not {freeze_at!r}")
+        modules, end = list(convolutions.named_children()), ends[freeze_at]
+        frozen, others = (nn.Sequential(OrderedDict(part)) for part in (modules[:end], modules[end:]))
+        shape = _output_shape(frozen, observation_space)
+        features_dim = fc1.out_features if fc1 is not None else _n_flatten(convolutions, observation_space)
+        is_last = freeze_at == list(ends)[-1]
+        super().__init__(observation_space, features_dim if is_last else math.prod(shape), features_dim)
+
+        projection = nn.Identity() if fc1 is None else fc1
+        self.trunk = nn.Sequential(*frozen, nn.Flatten())
+        self.projection = projection if is_last else nn.Identity()
+        self.head = head if is_last else _Remainder(shape, others, projection, head)
+        self.register_state_dict_post_hook(_rename_saved)
+        self.register_load_state_dict_pre_hook(_rename_loaded)
+
+    def share_convolutions(self, other: SplitExtractor) -> None:
+        """
+        Have the convolutions of another extractor in place of one's own, those of the head as well.
+
+        :param other: an extractor of the same class and arguments
+        """
+        super().share_convolutions(other)
+        if isinstance(self.head, _Remainder) and isinstance(other.head, _Remainder):
+            self.head.trunk = other.head.trunk
+
+
+def _n_flatten(convolutions: nn.Module, observation_space: spaces.Box) -> int:
+    return math.prod(_output_shape(convolutions, observation_space))
+
+
+def _ends_of_layers(convolutions: nn.Sequential) -> dict[str, int]:
+    """:return: by name of a layer, how many modules there are up to its end: activations and pooling belong to it"""
+    ends: dict[str, int] = {}
+    n_convolutions = 0
+    for i, module in enumerate(convolutions):
+        n_convolutions += sum(isinstance(part, nn.Conv2d) for part in module.modules())
+        if n_convolutions > 0:
+            ends[f"conv{n_convolutions}"] = i + 1
+    return ends
+
+
+class _Remainder(nn.Module):
+    """
+    The head of an encoder that ends early. Its parts are named as they would be in an encoder that does not.
+
+    :param shape: of the feature map that a latent is
+    :param trunk: the convolutions that are left, possibly none
+    :param projection: what is on top of the convolutions
+    :param head: what follows
+    """
+
+    def __init__(self, shape: tuple[int, ...], trunk: nn.Sequential, projection: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.shape = shape
+        self.trunk = trunk
+        self.projection = projection
+        self.head = head
+
+    def forward(self, latents: th.Tensor) -> th.Tensor:
+        """
+        :param latents: shape ``(batch_size, latent_dim)``
+        :return: features, shape ``(batch_size, features_dim)``
+        """
+        if len(self.trunk) > 0:
+            feature_maps = latents.unflatten(1, self.shape).contiguous(memory_format=th.channels_last)
+            latents = self.trunk(feature_maps).flatten(start_dim=1)
+        return self.head(self.projection(latents))
+
+
+def _rename_saved(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Name the weights of a ``_Remainder`` without its own name."""
+    if isinstance(module.head, _Remainder):
+        for name in module.head.state_dict():
+            state_dict[prefix + name] = state_dict.pop(f"{prefix}head.{name}")
+
+
+def _rename_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """The reverse."""
+    if isinstance(module.head, _Remainder):
+        for name in module.head.state_dict():
+            if prefix + name in state_dict:
+                state_dict[f"{prefix}head.{name}"] = state_dict.pop(prefix + name)
+
+
+class PixelEncoder(LayeredExtractor):
     """
     The encoder of SAC-AE, CURL and SEER for control from pixels (SEER, section 5.1 and appendix, Table 4):
     four 3x3 convolutions with 32 filters (strides 2, 1, 1, 1), a linear layer to the latent, and layer
@@ -199,19 +330,22 @@ class PixelEncoder(SplitExtractor):
     after the freeze: the paper freezes the convolutions and the linear layer only.
 
     :param observation_space: (channels-first) image space
-    :param latent_dim: numbers in a latent (50 in the paper)
+    :param latent_dim: outputs of the linear layer (50 in the paper), the numbers in a latent if the freeze takes it
     :param n_filters: filters of each convolution
+    :param freeze_at: the last layer that is frozen: ``"conv1"`` to ``"conv4"``, or ``"fc1"``, the linear layer
+    :raises ValueError: if there is no such layer
     """
 
-    def __init__(self, observation_space: spaces.Box, latent_dim: int = 50, n_filters: int = 32) -> None:
-        super().__init__(observation_space, latent_dim)
+    def __init__(
+        self, observation_space: spaces.Box, latent_dim: int = 50, n_filters: int = 32, freeze_at: str = "fc1"
+    ) -> None:
         n_channels = observation_space.shape[0]
         layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU()]
         for _ in range(3):
             layers += [nn.Conv2d(n_filters, n_filters, kernel_size=3), nn.ReLU()]
-        self.trunk = nn.Sequential(ChannelsLast(), *layers, nn.Flatten())
-        self.projection = nn.Linear(_n_flatten(self.trunk, observation_space), latent_dim)
-        self.head = nn.LayerNorm(latent_dim)
+        convolutions = nn.Sequential(ChannelsLast(), *layers)
+        fc1 = nn.Linear(_n_flatten(convolutions, observation_space), latent_dim)
+        super().__init__(observation_space, convolutions, fc1, nn.LayerNorm(latent_dim), freeze_at)
         self.apply(_delta_orthogonal_init)
 
 
@@ -231,25 +365,83 @@ def _delta_orthogonal_init(module: nn.Module) -> None:
         nn.init.orthogonal_(module.weight.data[:, :, centre, centre], gain=nn.init.calculate_gain("relu"))
 
 
-class DataEfficientCNN(SplitExtractor):
+class DataEfficientCNN(LayeredExtractor):
     """
     The encoder of data-efficient Rainbow (van Hasselt et al. 2019, https://arxiv.org/abs/1906.05243), that SEER
     uses on Atari (appendix, Table 5): two 5x5 convolutions of stride 5 with 32 and 64 filters.
     The freeze takes all of it: 576 numbers of 84x84 pixels.
 
     :param observation_space: (channels-first) image space
+    :param freeze_at: the last layer that is frozen: ``"conv1"`` or ``"conv2"``
+    :raises ValueError: if there is no such layer
     """
 
-    def __init__(self, observation_space: spaces.Box) -> None:
-        trunk = nn.Sequential(
+    def __init__(self, observation_space: spaces.Box, freeze_at: str = "conv2") -> None:
+        convolutions = nn.Sequential(
             ChannelsLast(),
             nn.Conv2d(observation_space.shape[0], 32, kernel_size=5, stride=5),
             nn.ReLU(),
             nn.Conv2d(32, 64, kernel_size=5, stride=5),
             nn.ReLU(),
-            nn.Flatten(),
         )
-        super().__init__(observation_space, _n_flatten(trunk, observation_space))
-        self.trunk = trunk
-        self.projection = nn.Identity()
-        self.head = nn.Identity()
+        super().__init__(observation_space, convolutions, fc1=None, head=nn.Identity(), freeze_at=freeze_at)
+
+
+class ResidualBlock(nn.Module):
+    """
+    Two 3x3 convolutions, each after a ReLU, and what goes past them.
+
+    :param n_channels: of the feature maps, in and out
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        # Not in place: the input is needed again
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(n_channels, n_channels, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(n_channels, n_channels, kernel_size=3, padding=1),
+        )
+
+    def forward(self, feature_maps: th.Tensor) -> th.Tensor:
+        """:param feature_maps: shape ``(batch_size, n_channels, height, width)``, and so is the output's"""
+        return feature_maps + self.layers(feature_maps)
+
+
+class ImpalaCNN(LayeredExtractor):
+    """
+    The large encoder of IMPALA (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561, figure 3, without its LSTM):
+    three stages of a 3x3 convolution, max pooling that halves the feature maps, and two residual blocks of two
+    convolutions each. After these 15 convolutions a ReLU, a linear layer and a ReLU.
+
+    SEER, section 5.3, puts it in place of ``PixelEncoder`` for dm_control, and leaves all else as in section 5.1: the
+    freeze takes the convolutions and the first fully connected layer. The size of that layer and the initialisation are
+    not given there, and its code for these experiments was not released: here they are IMPALA's 256 and PyTorch's default.
+    A latent is stored before the last ReLU, which is the head.
+
+    :param observation_space: (channels-first) image space
+    :param latent_dim: outputs of the linear layer, the numbers in a latent if the freeze takes it
+    :param n_filters: filters of the convolutions of each stage
+    :param freeze_at: the last layer that is frozen: ``"fc1"``, the linear layer, or a convolution where no residual
+        block is cut in two (of each stage the first, third and fifth: ``"conv1"``, ``"conv3"``, ``"conv5"``, ``"conv6"``,
+        ``"conv8"``... ``"conv15"``)
+    :raises ValueError: if there is no such layer
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        latent_dim: int = 256,
+        n_filters: Sequence[int] = (16, 32, 32),
+        freeze_at: str = "fc1",
+    ) -> None:
+        layers: list[nn.Module] = [ChannelsLast()]
+        n_channels = observation_space.shape[0]
+        for filters in n_filters:
+            layers += [nn.Conv2d(n_channels, filters, kernel_size=3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            layers += [ResidualBlock(filters), ResidualBlock(filters)]
+            n_channels = filters
+        convolutions = nn.Sequential(*layers, nn.ReLU())
+        fc1 = nn.Linear(_n_flatten(convolutions, observation_space), latent_dim)
+        super().__init__(observation_space, convolutions, fc1, nn.ReLU(), freeze_at)

@@ -43,7 +43,8 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
     :param share_features_extractor: If False, the actor shares the critic's convolutions and has a projection
         and a head of its own, as in the paper (N = 2 latents if there is a projection). If True, it shares all of
         the critic's extractor (N = 1). An extractor that is no ``SplitExtractor`` is always shared: nothing tells
-        its convolutions from the rest.
+        its convolutions from the rest. Convolutions that come after the freeze (``freeze_at``) are shared as well, so the
+        actor's loss never trains one; they run once for each network, and N = 1.
     """
 
     actor: LatentActor
@@ -62,7 +63,8 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
         extractor = self.critic.features_extractor
         if isinstance(extractor, SplitExtractor) and not self.share_features_extractor:
             own_extractor = self.make_features_extractor()
-            own_extractor.trunk = extractor.trunk
+            assert isinstance(own_extractor, SplitExtractor)
+            own_extractor.share_convolutions(extractor)
             self.actor = self.make_actor(own_extractor)
             has_projection = any(True for _ in extractor.projection.parameters())
             self.actor.latent_index = int(has_projection)

@@ -1,0 +1,71 @@
+"""Weights of a saved model, for a new one."""
+
+import pathlib
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from sb3_seer.common.policies import SEERPolicy
+
+PRETRAINED_PARTS = ("encoder", "policy")
+
+
+def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> None:
+    """
+    Copy weights of a saved model, after checking the shapes of all of them. Nothing else of the file is used: no
+    hyperparameters, no optimizer state, no entropy coefficient.
+
+    Each network has the encoder of the one that has its name in the file, or else (a Q-network's encoder, for a quantile
+    network) of the first one there. What networks share is the first one's, which for ``SEERSAC`` is the critic.
+
+    :param policy: where to copy them
+    :param path: path of a model that an SB3 algorithm saved
+    :param part: ``"encoder"`` for the encoders, also the target networks', or ``"policy"`` for all networks
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if the file is not that of a model with an encoder; if a weight has another shape there, or is
+        missing, or is not shared there by the networks that share it here. The policy keeps its weights then
+    """
+    _, parameters, _ = load_from_zip_file(path, load_data=False, device=policy.device)
+    saved: Any = parameters.get("policy", {})
+    networks = [name for name in dict.fromkeys(map(_network, saved)) if name and not name.endswith("_target")]
+    if not networks:
+        raise ValueError(f"pretrained_encoder must be a saved model with a features extractor, not {str(path)!r}")
+
+    weights = policy.state_dict(keep_vars=True)  # the tensors themselves: what is shared can be told
+    if part == "encoder":
+        encoder = _encoder_tensors(policy)
+        weights = {name: tensor for name, tensor in weights.items() if tensor in encoder}
+    problem = f"The {part} cannot be that of {str(path)!r}, which is of another architecture"
+    sources: dict[th.Tensor, th.Tensor] = {}
+    for name, tensor in weights.items():
+        network = _network(name)
+        if part == "encoder" and network not in networks:
+            network = networks[0]
+        source = name.replace(_network(name), network, 1)
+        if source not in saved or saved[source].shape != tensor.shape:
+            shapes = {key: tuple(value.shape) for key, value in saved.items() if _network(key) == network}
+            there = f"{source} is {shapes[source]}" if source in saved else f"{source} is not among {shapes or networks}"
+            raise ValueError(f"{problem}: {there} there, and {name} is {tuple(tensor.shape)} here")
+        if part == "policy" and not th.equal(sources.get(tensor, saved[source]), saved[source]):
+            raise ValueError(f"{problem}: {name} is another network's as well here, and not there")
+        sources.setdefault(tensor, saved[source])
+
+    with th.no_grad():
+        for tensor, loaded in sources.items():
+            tensor.copy_(loaded)
+    if part == "encoder":
+        for online, target in zip(policy.encoder_networks, policy.target_networks, strict=False):
+            target.load_state_dict(online.state_dict())
+
+
+def _network(name: str) -> str:
+    """:return: the network whose features extractor a weight of this name belongs to, "" for other weights"""
+    network, extractor, _ = name.partition(".features_extractor.")
+    return network if extractor else ""
+
+
+def _encoder_tensors(policy: SEERPolicy) -> set[th.Tensor]:
+    """:return: all that the freeze takes of the networks with a latent of their own"""
+    modules = [module for network in policy.encoder_networks for module in network.encoder_modules()]
+    return {tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()}
