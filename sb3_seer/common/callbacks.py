@@ -1,5 +1,6 @@
 """Callbacks for SEER algorithms."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,23 +59,36 @@ class FreezeEncoderCallback(BaseCallback):
         return True
 
     def _freeze_if_due(self) -> None:
-        if self.model.num_timesteps < self._freeze_step() or self.model.encoder_frozen:
+        if self.model.num_timesteps < freeze_step(self.model, self.freeze_after) or self.model.encoder_frozen:
             return
         self.model.freeze_encoder()
         if self.verbose >= 1:
             print(f"Encoder frozen after {self.model.num_timesteps} steps")
 
-    def _freeze_step(self) -> int:
-        if isinstance(self.freeze_after, int):
-            return self.freeze_after
-        start, end = self.model._num_timesteps_at_start, self.model._total_timesteps
-        return start + max(round(self.freeze_after * (end - start)), 1)
+
+def freeze_step(model: Any, freeze_after: int | float) -> int:
+    """
+    :param model: an algorithm, whose ``learn()`` was called
+    :param freeze_after: T_f: an integer number of steps, or a float fraction of that ``learn()``
+    :return: T_f in steps
+    """
+    if isinstance(freeze_after, int):
+        return freeze_after
+    start, end = model._num_timesteps_at_start, model._total_timesteps
+    return start + max(round(freeze_after * (end - start)), 1)
+
+
+def walk(callback: BaseCallback | None) -> Iterator[BaseCallback]:
+    """:return: a callback, if it is one, and all that it calls"""
+    if not isinstance(callback, BaseCallback):
+        return
+    yield callback
+    children = list(getattr(callback, "callbacks", []))
+    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
+    for child in children:
+        yield from walk(child)
 
 
 def freezes(callback: BaseCallback | None) -> bool:
     """:return: whether a callback is a FreezeEncoderCallback, or calls one"""
-    if callback is None or isinstance(callback, FreezeEncoderCallback):
-        return callback is not None
-    children = list(getattr(callback, "callbacks", []))
-    children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
-    return any(isinstance(child, BaseCallback) and freezes(child) for child in children)
+    return any(isinstance(child, FreezeEncoderCallback) for child in walk(callback))

@@ -1,0 +1,232 @@
+"""From log folders to figures: what is drawn is what was logged."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import same_color
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_seer import Rainbow, SEERRainbow
+from sb3_seer.common.flops import FlopsCallback, read_rows
+from sb3_seer.plots import AXES, Curve, Run, load_curves, main, plot
+from tests.tiny_envs import LightEnv, TinyEncoder
+
+FREEZE_STEP = 60
+
+
+def train(cls: type, folder: Path, seed: int, callbacks: list[Any], **kwargs: Any) -> Any:
+    """What RL Zoo leaves of a training: evaluations every 40 steps, monitor files, the model at the end."""
+    env = make_vec_env(LightEnv, seed=seed, monitor_dir=str(folder))
+    evaluations = EvalCallback(Monitor(LightEnv()), eval_freq=40, log_path=str(folder), verbose=0, warn=False)
+    model = cls(
+        "CnnPolicy",
+        env,
+        buffer_size=200,
+        learning_starts=10,
+        batch_size=16,
+        train_freq=1,
+        policy_kwargs=dict(features_extractor_class=TinyEncoder),
+        seed=seed,
+        **kwargs,
+    )
+    model.learn(120, callback=[evaluations, *callbacks])
+    model.save(folder / "Light-v0")
+    return model
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with SEER, and two without: one with the meter, one as plain SB3 and RL Zoo leave it."""
+    logs = tmp_path_factory.mktemp("logs")
+    for seed in (1, 2):
+        train(SEERRainbow, logs / "rainbow_seer" / f"Light-v0_{seed}", seed, [], freeze_after=FREEZE_STEP)
+        train(Rainbow, logs / "rainbow" / f"Light-v0_{seed}", seed, [FlopsCallback()] if seed == 1 else [])
+    return logs
+
+
+def folders(logs: Path, *patterns: str) -> list[Path]:
+    return [folder for pattern in patterns for folder in sorted(logs.glob(pattern))]
+
+
+def evaluations(folder: Path) -> np.ndarray:
+    """:return: the mean return of each evaluation"""
+    with np.load(folder / "evaluations.npz") as file:
+        return np.array([np.mean(results) for results in file["results"]])
+
+
+def test_runs_are_grouped_by_environment_and_algorithm(logs: Path) -> None:
+    curves = load_curves(folders(logs, "rainbow_seer/*", "rainbow/*"))
+    assert [(curve.environment, curve.algorithm, len(curve.runs)) for curve in curves] == [
+        ("Light-v0", "rainbow_seer", 2),
+        ("Light-v0", "rainbow", 2),
+    ]
+
+
+def test_names_of_folders(tmp_path: Path) -> None:
+    def environment(name: str) -> str:
+        return Run(tmp_path / "dqn_seer" / name, np.array([]), np.array([])).environment
+
+    assert environment("AlienNoFrameskip-v4_12") == "AlienNoFrameskip-v4"
+    assert environment("dm_control-cartpole-swingup-v0_1") == "dm_control-cartpole-swingup-v0"
+    assert environment("Light-v0_3_0b6cf7e8-6f0c-4b3b-9a0e-5f4f4f6d9b1e") == "Light-v0"
+
+
+def test_the_figure_shows_mean_spread_and_freeze(logs: Path) -> None:
+    figure = plot(load_curves(folders(logs, "rainbow_seer/*", "rainbow/*")), ["steps", "flops", "time"])
+    runs = folders(logs, "rainbow_seer/*")
+    returns = np.stack([evaluations(folder) for folder in runs])
+    rows = [read_rows(folder / "flops.csv") for folder in runs]
+    at_evaluations = [[row for row in run if row.timesteps % 40 == 0 and row.timesteps > 0] for run in rows]
+    at_freeze = [next(row for row in run if row.frozen) for run in rows]
+    expected = [
+        (np.array([40, 80, 120]), FREEZE_STEP),
+        (np.mean([[row.flops for row in run] for run in at_evaluations], axis=0), np.mean([row.flops for row in at_freeze])),
+        (
+            np.mean([[row.seconds for row in run] for run in at_evaluations], axis=0) / 3600,
+            np.mean([row.seconds for row in at_freeze]) / 3600,
+        ),
+    ]
+    assert len(figure.axes) == 3
+    for panel, (x, freeze), (label, _) in zip(figure.axes, expected, AXES.values(), strict=True):
+        curve, line, baseline = panel.lines
+        assert curve.get_label() == "rainbow_seer" and baseline.get_label() == "rainbow"
+        np.testing.assert_allclose(curve.get_xdata(), x)
+        np.testing.assert_allclose(curve.get_ydata(), returns.mean(axis=0))
+        # The line of the freeze, from bottom to top
+        np.testing.assert_allclose(line.get_xdata(), [freeze, freeze])
+        assert line.get_linestyle() == ":" and same_color(line.get_color(), curve.get_color())
+        assert not same_color(curve.get_color(), baseline.get_color())
+        band = panel.collections[0].get_paths()[0].vertices
+        assert {tuple(vertex) for vertex in np.round(band, 9)} == {
+            tuple(vertex)
+            for bound in (returns.mean(axis=0) - returns.std(axis=0), returns.mean(axis=0) + returns.std(axis=0))
+            for vertex in np.round(np.column_stack([x, bound]), 9)
+        }
+        assert panel.get_xlabel() == label
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["rainbow_seer", "rainbow", "encoder frozen"]
+
+
+def test_a_single_run_has_no_spread(logs: Path) -> None:
+    (panel,) = plot(load_curves([logs / "rainbow" / "Light-v0_1"])).axes
+    assert len(panel.lines) == 1 and not panel.collections
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), evaluations(logs / "rainbow" / "Light-v0_1"))
+
+
+def test_runs_of_other_lengths_are_drawn_as_far_as_they_go_together() -> None:
+    runs = [Run(Path("a"), np.array([10, 20, 30]), np.array([1.0, 2.0, 3.0]))]
+    runs.append(Run(Path("b"), np.array([20, 30, 40]), np.array([4.0, 5.0, 6.0])))
+    curve = Curve("env", "algorithm", runs)
+    assert curve.timesteps.tolist() == [20, 30]
+    assert curve.returns.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+
+    runs.append(Run(Path("c"), np.array([15]), np.array([1.0])))
+    with pytest.raises(ValueError, match="a, b, c were never evaluated at the same step"):
+        _ = Curve("env", "algorithm", runs).timesteps
+
+
+def test_an_encoder_that_was_always_frozen_has_no_line(tmp_path: Path) -> None:
+    (tmp_path / "flops.csv").write_text("timesteps,flops,seconds,frozen\n0,0,0.0,1\n40,80,1.0,1\n")
+    assert Run(tmp_path, np.array([40]), np.array([1.0])).freeze() is None
+
+
+# ---- folders without a flops.csv ----
+
+
+@pytest.fixture
+def without_meter(logs: Path, tmp_path: Path) -> Path:
+    """:return: the folder of a run with SEER as it was before there was a meter"""
+    folder = tmp_path / "rainbow_seer" / "Light-v0_1"
+    shutil.copytree(logs / "rainbow_seer" / "Light-v0_1", folder)
+    (folder / "flops.csv").unlink()
+    return folder
+
+
+def test_without_a_meter_operations_come_from_the_saved_model(logs: Path, without_meter: Path) -> None:
+    timesteps = np.array([40, FREEZE_STEP, 80, 120])
+    counted = Run.load(logs / "rainbow_seer" / "Light-v0_1")
+    estimated = Run.load(without_meter)
+    assert counted.x("flops", timesteps).tolist() == estimated.x("flops", timesteps).tolist()
+    assert estimated.freeze() == counted.freeze() == FREEZE_STEP
+    # And of the algorithm without SEER
+    metered, plain = (Run.load(logs / "rainbow" / f"Light-v0_{seed}") for seed in (1, 2))
+    assert metered.x("flops", timesteps).tolist() == plain.x("flops", timesteps).tolist()
+    assert metered.freeze() is plain.freeze() is None
+
+
+def test_without_a_meter_time_comes_from_the_monitor(without_meter: Path) -> None:
+    run = Run.load(without_meter)
+    with next(without_meter.glob("*.monitor.csv")).open() as file:
+        file.readline()
+        # Episodes of ten steps
+        ends = [float(row["t"]) for row in csv.DictReader(file)]
+    assert run.x("time", np.array([0, 40, 55, 120])).tolist() == pytest.approx([0, ends[3], (ends[4] + ends[5]) / 2, ends[11]])
+
+
+def test_without_anything_there_are_steps_alone(without_meter: Path) -> None:
+    (without_meter / "Light-v0.zip").unlink()
+    run = Run.load(without_meter)
+    assert run.x("steps", run.timesteps).tolist() == [40, 80, 120]
+    assert run.freeze() is None
+    for axis in ("flops", "time"):
+        with pytest.raises(ValueError, match=r"neither a flops\.csv nor a saved model"):
+            run.x(axis, run.timesteps)
+
+
+def test_without_a_monitor_there_is_no_time(without_meter: Path, capsys: pytest.CaptureFixture) -> None:
+    for file in without_meter.glob("*.monitor.csv"):
+        file.unlink()
+    with pytest.raises(SystemExit):
+        main([str(without_meter), "-x", "time"])
+    assert "No monitor files" in capsys.readouterr().err
+
+
+def test_an_algorithm_that_rl_zoo_does_not_know(without_meter: Path) -> None:
+    folder = without_meter.parent.rename(without_meter.parent.with_name("mine")) / without_meter.name
+    with pytest.raises(ValueError, match=r"is of mine, allowed are .*rainbow_seer"):
+        Run.load(folder).x("flops", np.array([40]))
+
+
+# ---- the command ----
+
+
+def test_the_command_draws_and_writes(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    output, table = tmp_path / "figure.png", tmp_path / "figure.csv"
+    main([*map(str, folders(logs, "*/*")), "-x", "steps", "flops", "-o", str(output), "--csv", str(table)])
+    assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["environment", "algorithm", "runs", "steps", "flops", "frozen", "return_mean", "return_std"]
+    seer = [row for row in rows if row["algorithm"] == "rainbow_seer"]
+    assert [(row["runs"], row["steps"], row["frozen"]) for row in seer] == [
+        ("2", "40", "0"),
+        ("2", "80", "1"),
+        ("2", "120", "1"),
+    ]
+    returns = np.stack([evaluations(folder) for folder in folders(logs, "rainbow_seer/*")])
+    np.testing.assert_allclose([float(row["return_mean"]) for row in seer], returns.mean(axis=0))
+    np.testing.assert_allclose([float(row["return_std"]) for row in seer], returns.std(axis=0))
+    counted = [row.flops for row in read_rows(logs / "rainbow_seer" / "Light-v0_1" / "flops.csv")]
+    assert [float(row["flops"]) for row in seer] == [counted[1], counted[3], counted[4]]
+    assert all(row["frozen"] == "0" for row in rows if row["algorithm"] == "rainbow")
+
+
+@pytest.mark.parametrize("folder", ["", "rainbow_seer", "nowhere"])
+def test_a_folder_without_evaluations_is_named(folder: str, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main([str(logs / folder), "-o", str(tmp_path / "figure.png")])
+    error = capsys.readouterr().err
+    assert f"{logs / folder} has no evaluations.npz" in error and "--eval-freq" in error
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_other_axes_are_refused(logs: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main([str(logs / "rainbow" / "Light-v0_1"), "-x", "episodes"])
+    assert "choose from" in capsys.readouterr().err
