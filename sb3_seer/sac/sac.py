@@ -40,6 +40,7 @@ class SEERSAC(SEERMixin, SAC):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    actor_update_freq = 1  # gradient steps for one of the actor and the entropy coefficient
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -69,8 +70,11 @@ class SEERSAC(SEERMixin, SAC):
 
             if self.use_sde:
                 self.actor.reset_noise()
-            actions_pi, log_prob = self.actor.action_log_prob(latents)  # type: ignore[arg-type]
-            ent_coef = self._update_ent_coef(log_prob, logs)
+            ent_coef = self._ent_coef()
+            logs["ent_coef"].append(ent_coef.mean())
+            if update_actor := self._is_due(self.actor_update_freq, gradient_step):
+                actions_pi, log_prob = self.actor.action_log_prob(latents)  # type: ignore[arg-type]
+                self._update_ent_coef(log_prob, logs)
 
             with th.no_grad():
                 # Soft value of the next observation, the smallest of the target critics': (batch_size, 1)
@@ -89,50 +93,72 @@ class SEERSAC(SEERMixin, SAC):
             critic_loss.backward(inputs=list(self.critic.parameters()))
             self.critic.optimizer.step()
 
-            q_values_pi = self._min_q_value(self.critic, latents.detach(), actions_pi)
-            actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
-            self.actor.optimizer.zero_grad()
-            # ... and here of what the actor does not have from the critic
-            actor_loss.backward(inputs=self.policy.actor_parameters())
-            self.actor.optimizer.step()
+            if update_actor:
+                q_values_pi = self._min_q_value(self.critic, latents.detach(), actions_pi)
+                actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
+                self.actor.optimizer.zero_grad()
+                # ... and here of what the actor does not have from the critic
+                actor_loss.backward(inputs=self.policy.actor_parameters())
+                self.actor.optimizer.step()
+                logs["actor_loss"].append(actor_loss.detach())
 
-            if gradient_step % self.target_update_interval == 0:
-                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            if self._is_due(self.target_update_interval, gradient_step):
+                self._update_target()
                 # Copy running stats, see https://github.com/DLR-RM/stable-baselines3/issues/996
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+            self._update_encoder(batch, gradient_step, logs)
 
             if prioritized:
                 errors = (target_q_values - th.cat(current_q_values, dim=1)).abs().mean(dim=1)  # [batch_size]
                 replay_buffer.update_priorities(batch.indices, errors.detach().cpu().numpy())
 
             logs["critic_loss"].append(critic_loss.detach())
-            logs["actor_loss"].append(actor_loss.detach())
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in logs.items():
             self.logger.record(f"train/{name}", th.stack(values).mean().item())
 
-    def _update_ent_coef(self, log_prob: th.Tensor, logs: dict[str, list[th.Tensor]]) -> th.Tensor:
+    def _is_due(self, frequency: int, gradient_step: int) -> bool:
+        """
+        :param frequency: gradient steps for one update
+        :param gradient_step: number of gradient steps since ``train()`` was called
+        :return: whether this gradient step has that update; counted anew by each ``train()``, as in SB3
+        """
+        return gradient_step % frequency == 0
+
+    def _ent_coef(self) -> th.Tensor:
+        """:return: the entropy coefficient, without a graph"""
+        return self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
+
+    def _update_ent_coef(self, log_prob: th.Tensor, logs: dict[str, list[th.Tensor]]) -> None:
         """
         One step on the entropy coefficient, if it is learned (the loss is that of SB3's SAC).
 
         :param log_prob: of the actor's actions, shape ``(batch_size,)``
-        :param logs: where to note the loss and the coefficient
-        :return: the coefficient before the step
+        :param logs: where to note the loss
         """
         if self.ent_coef_optimizer is None or self.log_ent_coef is None:
-            ent_coef = self.ent_coef_tensor
-        else:
-            assert isinstance(self.target_entropy, float)
-            ent_coef = th.exp(self.log_ent_coef.detach())
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
-            self.ent_coef_optimizer.zero_grad()
-            ent_coef_loss.backward()
-            self.ent_coef_optimizer.step()
-            logs["ent_coef_loss"].append(ent_coef_loss.detach())
-        logs["ent_coef"].append(ent_coef.mean())
-        return ent_coef
+            return
+        assert isinstance(self.target_entropy, float)
+        ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
+        self.ent_coef_optimizer.zero_grad()
+        ent_coef_loss.backward()
+        self.ent_coef_optimizer.step()
+        logs["ent_coef_loss"].append(ent_coef_loss.detach())
+
+    def _update_target(self) -> None:
+        """Move the target critic towards the critic."""
+        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+
+    def _update_encoder(self, batch: Any, gradient_step: int, logs: dict[str, list[th.Tensor]]) -> None:
+        """
+        The end of a gradient step, for an algorithm with another loss that trains the encoder. This one has none.
+
+        :param batch: what was sampled
+        :param gradient_step: number of gradient steps since ``train()`` was called
+        :param logs: where to note the loss
+        """
 
     @staticmethod
     def _min_q_value(critic: ContinuousCritic, latents: Latents, actions: th.Tensor) -> th.Tensor:
