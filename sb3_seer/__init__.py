@@ -2,6 +2,7 @@ from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder, SplitExtractor
 from sb3_seer.common.prioritized import PrioritizedReplayBuffer
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.curl import SEERCURL
 from sb3_seer.dqn import SEERDQN
 from sb3_seer.qrdqn import SEERQRDQN
 from sb3_seer.rainbow import Rainbow, SEERRainbow
@@ -10,6 +11,7 @@ from sb3_seer.sac import SEERSAC
 __version__ = "0.1.0"
 
 __all__ = [
+    "SEERCURL",
     "SEERDQN",
     "SEERQRDQN",
     "SEERSAC",

@@ -78,10 +78,12 @@ class Oracle:
 
     :param buffer: a LatentReplayBuffer, or one of SB3's; its action space is a Box of one number
     :param streams: one for each env
+    :param views: part of the observations that are views of images with channels last, as from ``VecTransposeImage``
     """
 
-    def __init__(self, buffer: Any, streams: list[Stream]):
-        self.buffer, self.streams = buffer, streams
+    def __init__(self, buffer: Any, streams: list[Stream], views: float = 0.0):
+        self.buffer, self.streams, self.views = buffer, streams, views
+        self.rng = np.random.RandomState(0)
         self.steps: list[list[Step]] = []
         self.n_held = 0
         # By the name of a transition: new ones get the largest so far
@@ -96,8 +98,8 @@ class Oracle:
             self.steps.append(steps)
             self.priorities.update({int(name): self.max_priority for name in names})
             self.buffer.add(
-                np.stack([step["obs"] for step in steps]),
-                np.stack([step["next_obs"] for step in steps]),
+                self.batch([step["obs"] for step in steps]),
+                self.batch([step["next_obs"] for step in steps]),
                 names.reshape(-1, 1),
                 np.array([step["reward"] for step in steps]),
                 np.array([step["done"] for step in steps]),
@@ -105,6 +107,12 @@ class Oracle:
             )
             # All that was held, and this: a ring that has just grown forgets nothing until it is full again
             self.n_held = min(self.n_held + 1, self.buffer.buffer_size)
+
+    def batch(self, observations: list[np.ndarray]) -> np.ndarray:
+        stacked = np.stack(observations)
+        if self.rng.rand() < self.views:
+            return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        return stacked
 
     def clear(self) -> None:
         self.buffer.reset()

@@ -12,11 +12,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import NatureCNN
 from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
 from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.type_aliases import Latents
 
-ALGORITHMS = [SEERSAC, SEERQRDQN, SEERDQN, SEERRainbow]
+ALGORITHMS = [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN, SEERRainbow]
 
 
 def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
@@ -27,6 +27,9 @@ def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: 
     defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
     if not issubclass(algorithm, SAC):
         defaults["target_update_interval"] = 7
+    if algorithm is SEERCURL and kwargs.get("augmentation", "") is None:
+        # The contrastive loss needs an augmentation
+        defaults["cpc_update_freq"] = None
     return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
 
 
@@ -126,7 +129,7 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm):
     def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, freeze_after=None)
+        model = make_model(algorithm, freeze_after=None, augmentation=None)
         model.learn(80)
         images = copy.deepcopy(model.replay_buffer)
         model.freeze_encoder()

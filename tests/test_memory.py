@@ -24,8 +24,8 @@ def test_peak_memory_stays_within_what_was_announced() -> None:
     # The images are resident, so nothing else may be as large
     assert arena < peaks["fill"]
     assert max(peaks.values()) <= announced + 64e6
-    # Latents took their place
-    assert peaks["refill"] < 1.2 * arena
+    # Latents took their place: there is no second arena
+    assert peaks["refill"] < 1.6 * arena
 
 
 def test_buffers_are_fed_what_sb3_stores() -> None:
@@ -76,8 +76,8 @@ def test_the_benchmark_has_a_row_for_everything(
     for buffer, observation_bytes in {"SB3 ReplayBuffer": 2 * image, **ours}.items():
         row = per_transition[buffer]
         assert row["observation_bytes"] == observation_bytes
-        # An action, a reward, a done and a timeout at least
-        assert observation_bytes + 4 * 4 <= row["all_bytes"] < 2 * observation_bytes + 200
+        # An action, a reward, a done and a timeout at least; a few whole frames, which are many bytes in so small a buffer
+        assert observation_bytes + 4 * 4 <= row["all_bytes"] < 2 * observation_bytes + 200 + 10 * frame / transitions
         assert 1 / row["fit_in_1_GB"] == pytest.approx(row["all_bytes"] / 1e9, rel=0.01)
 
     times = {row["buffer"]: row for row in results["times"]}

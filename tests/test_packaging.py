@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-ALGORITHMS = ["dqn_seer", "qrdqn_seer", "rainbow", "rainbow_seer", "sac_seer"]
+ALGORITHMS = ["curl_seer", "dqn_seer", "qrdqn_seer", "rainbow", "rainbow_seer", "sac_seer"]
 HOOK_OFF = {"SB3_SEER_NO_ZOO_HOOK": "1"}
 
 

@@ -33,6 +33,7 @@ def make_oracle(
     crop: bool = False,
     seed: int = 0,
     dtype: str = "uint8",
+    views: float = 0.0,
     **kwargs: Any,
 ) -> Oracle:
     """:return: an oracle around an empty buffer that has a stub encoder"""
@@ -54,7 +55,7 @@ def make_oracle(
     size -= n_augmentations if crop else 0
     buffer.set_encoder(StubEncoder((n_channels, size, size)))
     rng = np.random.RandomState(seed)
-    return Oracle(buffer, [Stream(rng, n_stack, padding, dtype=dtype) for _ in range(n_envs)])
+    return Oracle(buffer, [Stream(rng, n_stack, padding, dtype=dtype) for _ in range(n_envs)], views)
 
 
 def sample_all(buffer: LatentReplayBuffer, copy: int = 0) -> Any:
@@ -126,7 +127,7 @@ def saved(oracle: Oracle) -> None:
     )
     with TemporaryDirectory() as folder:
         save_buffer(buffer, f"{folder}/buffer")
-        oracle.buffer = load_buffer(f"{folder}/buffer", make_buffer, encoder, frozen=buffer.stage == "latents")
+        oracle.buffer = load_buffer(f"{folder}/buffer", buffer, make_buffer, encoder, frozen=buffer.stage == "latents")
 
 
 def pickled(oracle: Oracle) -> None:
@@ -152,6 +153,7 @@ def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
         crop=n_augmentations > 1,
         dtype=data.draw(st.sampled_from(["uint8", "float32"]), label="dtype"),
         prioritized=data.draw(st.booleans(), label="prioritized"),
+        views=data.draw(st.sampled_from([0.0, 0.9, 1.0]), label="views"),
         seed=data.draw(st.integers(0, 10**6), label="seed"),
     )
     actions = st.sampled_from(["add", "add", "add", "save", "pickle", "freeze", "update", "clear"])
@@ -574,6 +576,44 @@ def test_a_freeze_that_fails_leaves_nothing_half_converted() -> None:
     check(oracle)
 
 
+@pytest.mark.parametrize("fails_at", ["_encode", "_moved"])
+def test_a_freeze_that_fails_can_be_tried_again(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it was doing: no array is left at another size, no range of latents is left that was fitted for it."""
+    oracle = make_oracle(60, n_envs=2, latent_dtype="uint8", prioritized=True)
+    oracle.add(50)
+    original, n_calls = getattr(oracle.buffer, fails_at), []
+
+    def fails(*args: Any) -> Any:
+        n_calls.append(1)
+        if len(n_calls) == 3:
+            raise MemoryError
+        return original(*args)
+
+    monkeypatch.setattr(oracle.buffer, fails_at, fails)
+    with pytest.raises(MemoryError):
+        oracle.buffer.to_latents()
+    assert oracle.buffer.size() == 0 and oracle.buffer.codec is None
+    oracle.n_held, oracle.max_priority = 0, 1.0
+    oracle.add(40)
+    check(oracle)
+    oracle.buffer.to_latents()
+    assert oracle.buffer.size() == 30 and oracle.buffer.codec is not None
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    oracle = make_oracle(np.int64(24), n_envs=np.int32(2), n_augmentations=np.int64(2), crop=True, n_steps=np.int64(3))
+    oracle.add(20)
+    saved(oracle)
+    check(oracle)
+
+
+def test_beta_stays_in_its_range_when_training_goes_on_for_a_few_steps() -> None:
+    buffer = make_oracle(prioritized=True, beta=0.4, final_beta=0.8).buffer
+    for progress_remaining, beta in ((1.0, 0.4), (0.5, 0.6), (0.0, 0.8), (-0.2, 0.8)):
+        buffer.progress_remaining = progress_remaining
+        assert buffer.beta == pytest.approx(beta)
+
+
 def test_timeouts_work_together_with_optimize_memory_usage() -> None:
     """SB3 issue 934: SB3's own buffer refuses the two together."""
     oracle = make_oracle(optimize_memory_usage=True, handle_timeout_termination=True)
@@ -599,6 +639,7 @@ BAD_INPUT = [
     (dict(n_stack=4), "n_stack.*4.*6 channels"),
     (dict(n_stack=0), "n_stack.*0"),
     (dict(n_steps=0), "n_steps.*0.*from 1"),
+    (dict(buffer_size=60.0), "buffer_size.*60.0.*from 1"),
     (dict(max_latent_buffer_size=9), "max_latent_buffer_size.*9.*buffer_size=10"),
     (dict(observation_space=spaces.Box(0, 1, (6,))), "observation_space.*images"),
     (dict(observation_space=spaces.Discrete(6)), "observation_space.*images"),

@@ -5,13 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import save_to_pkl
+from stable_baselines3.common.vec_env import VecFrameStack
 from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
-from tiny_envs import DialEnv, LightEnv
+from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer.common.buffer_file import describe
 
 
 def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:
@@ -168,3 +172,75 @@ def test_policies_save_and_load(tmp_path):
     np.testing.assert_array_equal(
         policy.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
     )
+
+
+def test_parameters_that_do_not_load_leave_those_before():
+    model, other = make_model(SEERDQN, freeze_after=30), make_model(SEERDQN, freeze_after=30, seed=1)
+    model.learn(40)
+    before, parameters = copy.deepcopy(model.policy.state_dict()), other.get_parameters()
+    del parameters["policy.optimizer"]
+    with pytest.raises(ValueError, match=r"policy\.optimizer"):
+        model.set_parameters(parameters)
+    assert_same(model.policy.state_dict(), before)
+
+
+def test_a_buffer_that_was_reset_takes_another_encoder(tmp_path):
+    model, other = make_model(SEERDQN, freeze_after=30), make_model(SEERDQN, freeze_after=30, seed=1)
+    model.learn(40)
+    model.replay_buffer.reset()
+    model.set_parameters(other.get_parameters())
+    model.save_replay_buffer(tmp_path / "empty")
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer.encoder_fingerprint == model.policy.encoder_fingerprint()
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SEERDQN.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.size() == 20
+    # An empty buffer fits every encoder
+    for loads in (loaded, make_model(SEERDQN, freeze_after=None)):
+        loads.load_replay_buffer(tmp_path / "empty")
+        loads.learn(20)
+        assert loads.replay_buffer.size() == 20
+
+
+def test_a_buffer_can_be_saved_within_the_model(tmp_path):
+    """As in SB3, if somebody asks for it."""
+    model = make_model(SEERDQN, freeze_after=30)
+    model.learn(40)
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    loaded = SEERDQN.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    assert loaded.replay_buffer.size() == 40 and loaded.replay_buffer.stage == "latents"
+    assert_same(train_on(model), train_on(loaded))
+
+
+def test_what_a_file_holds_is_compared_with_the_model_that_is_to_load_it(tmp_path):
+
+    def stacked(n_envs: int, **kwargs) -> SEERDQN:
+        env = VecFrameStack(make_vec_env(LightEnv, n_envs), 4)
+        policy_kwargs = dict(features_extractor_class=TinyEncoder)
+        kwargs = {**dict(buffer_size=200, freeze_after=None, device="cpu", policy_kwargs=policy_kwargs), **kwargs}
+        return SEERDQN("CnnPolicy", env, **kwargs)
+
+    stacked(2).learn(40).save_replay_buffer(tmp_path / "stack")
+    for model, message in (
+        (make_model(SEERDQN), "stack.* has observation_space=Box.*, this model has"),
+        (stacked(1), "stack.* has n_envs=2, this model has 1"),
+        (
+            stacked(2, buffer_size=60, max_latent_buffer_size=100),
+            "stack.* holds 200 .*more than the max_latent_buffer_size=100",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.load_replay_buffer(tmp_path / "stack")
+
+
+def test_spaces_are_compared_to_the_last_bound():
+    """gymnasium's words for a space leave out most bounds if there are many."""
+    low = np.zeros((3, 40, 40), dtype=np.float32)
+    high = low + np.arange(40, dtype=np.float32) + 1.0
+    other = high.copy()
+    other[1, 20, 20] += 1.0
+    boxes = [spaces.Dict(image=spaces.Box(low, bound)) for bound in (high, high.copy(), other)]
+    assert str(boxes[0]) == str(boxes[2])
+    assert describe(boxes[0]) == describe(boxes[1]) != describe(boxes[2])

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from tiny_envs import DialEnv, LightEnv
 
 import zoo_integration
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
 from sb3_seer.common.seer import SEERMixin
 from zoo_integration import registration
 from zoo_integration.registration import ALGORITHMS, default_config
@@ -58,13 +58,14 @@ class VideoDialEnv(DialEnv):
 gym.register("Light-v0", VideoLightEnv, kwargs=dict(size=48))
 gym.register("Dial-v0", VideoDialEnv, kwargs=dict(size=48))
 SMALL_ENCODER = {
+    "curl_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
     "sac_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
     "qrdqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "dqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "rainbow": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "rainbow_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
 }
-ENV_ID = {algo: "Dial-v0" if algo == "sac_seer" else "Light-v0" for algo in ALGORITHMS}
+ENV_ID = {algo: "Dial-v0" if issubclass(algorithm, SAC) else "Light-v0" for algo, (algorithm, _) in ALGORITHMS.items()}
 SEER_ALGORITHMS = [algo for algo, (algorithm, _) in ALGORITHMS.items() if issubclass(algorithm, SEERMixin)]
 
 
@@ -101,6 +102,7 @@ def load(algo: str, run: int = 1) -> Any:
 def test_registered_with_all_of_rl_zoo() -> None:
     for name, algorithm, base in (
         ("sac_seer", SEERSAC, SAC),
+        ("curl_seer", SEERCURL, SEERSAC),
         ("qrdqn_seer", SEERQRDQN, QRDQN),
         ("dqn_seer", SEERDQN, DQN),
         ("rainbow", Rainbow, DQN),
@@ -183,7 +185,8 @@ def test_the_default_hyperparameters_serve_an_environment_of_images(
         zoo("train", "--algo", algo, "--env", ENV_ID[algo], "-n", "8", "--eval-freq", "4", "--eval-episodes", "1")
         assert "Using 'default' hyperparameters" in capsys.readouterr().out
     # Where SB3's default is no encoder for control
-    assert load("sac_seer").policy_kwargs["features_extractor_class"] is PixelEncoder
+    for algo in ("sac_seer", "curl_seer"):
+        assert load(algo).policy_kwargs["features_extractor_class"] is PixelEncoder
 
 
 def test_every_block_of_hyperparameters_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +195,8 @@ def test_every_block_of_hyperparameters_is_valid(monkeypatch: pytest.MonkeyPatch
         for env_id, block in yaml.safe_load(default_config(algo).read_text()).items():
             wrappers = [next(iter(wrapper)) for wrapper in block.get("env_wrapper", ()) if isinstance(wrapper, dict)]
             size = 100 if "sb3_seer.envs.DMControlPixels" in wrappers else 96 if env_id == "CarRacing-v3" else 84
-            n_channels = 1 if algorithm is not SEERSAC else 3
-            env = {True: DialEnv, False: LightEnv}[algorithm is SEERSAC](size=size)
+            n_channels = 3 if issubclass(algorithm, SAC) else 1
+            env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=size)
             env.observation_space = gym.spaces.Box(0, 255, (n_channels, size, size), np.uint8)
             stacked = VecFrameStack(DummyVecEnv([lambda env=env: env]), block.get("frame_stack", 1), channels_order="first")
             for name in ("env_wrapper", "frame_stack", "n_timesteps"):

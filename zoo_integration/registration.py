@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     # RL Zoo's name: the class, and RL Zoo's name of the algorithm that it extends
+    "curl_seer": (sb3_seer.SEERCURL, "sac"),
     "dqn_seer": (sb3_seer.SEERDQN, "dqn"),
     "qrdqn_seer": (sb3_seer.SEERQRDQN, "qrdqn"),
     "rainbow": (sb3_seer.Rainbow, "dqn"),

@@ -95,6 +95,17 @@ class ImageLayout:
         ]
         return np.concatenate(parts, axis=2)
 
+    def channels_last(self, observations: Observations) -> np.ndarray | None:
+        """
+        :param observations: a batch of observations
+        :return: the images, channels last, if that is how they lie in memory: ``VecTransposeImage`` hands on views.
+            None if there are several in an observation, or they lie in another order.
+        """
+        if isinstance(observations, dict) or observations.flags.c_contiguous:
+            return None
+        images = observations.transpose(0, 2, 3, 1)
+        return images if images.flags.c_contiguous else None
+
     def to_images(self, frames: np.ndarray) -> Observations:
         """
         :param frames: shape ``(n, n_stack, frame_bytes)``

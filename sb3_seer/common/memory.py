@@ -90,7 +90,8 @@ class MemoryPlan:
         dim_bytes = self.record_bytes // self.latent_dim
         dim = self.frame_bytes // dim_bytes
         if dim >= 1:
-            options.append(f"a latent of {dim} numbers (features_dim={dim}) holds {self.fitting(dim * dim_bytes):,}")
+            holds = self.fitting(dim * dim_bytes)
+            options.append(f"a latent of {dim} numbers (features_dim={dim} or latent_dim={dim}) holds {holds:,}")
         raise ValueError(
             f"The latents of an observation ({self.record_bytes:,} bytes) are larger than its image "
             f"({self.frame_bytes:,} bytes): freezing would shrink buffer_size from {self.image_transitions:,} to "

@@ -33,6 +33,32 @@ def is_prioritized(replay_buffer: Any) -> bool:
     return getattr(replay_buffer, "prioritized", False)
 
 
+class BetaSchedule:
+    """
+    Mixin for a prioritised replay buffer: how much the weights correct for sampling by priority, linear from the beginning
+    of the training to its end.
+    """
+
+    # SB3's: from 1 (beginning) to 0 (end of the training), and below for the few steps that training goes on after its end
+    progress_remaining = 1.0
+
+    def _set_betas(self, beta: float, final_beta: float) -> None:
+        """
+        :param beta: when training starts, from 0 (not at all) to 1
+        :param final_beta: when it ends
+        :raises ValueError: if one is not from 0 to 1
+        """
+        for name, number in dict(beta=beta, final_beta=final_beta).items():
+            if not 0.0 <= number <= 1.0:
+                raise ValueError(f"{name}: {number!r} was given, allowed are numbers from 0 to 1")
+        self.initial_beta, self.final_beta = beta, final_beta
+
+    @property
+    def beta(self) -> float:
+        """How much the weights correct now."""
+        return self.final_beta + (self.initial_beta - self.final_beta) * max(self.progress_remaining, 0.0)
+
+
 class SumTree:
     """
     Values that are not negative, and the sums over them that find where a prefix sum ends.

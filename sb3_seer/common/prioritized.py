@@ -7,10 +7,10 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples
+from sb3_seer.common.priorities import BetaSchedule, Priorities, PrioritizedReplayBufferSamples
 
 
-class PrioritizedReplayBuffer(ReplayBuffer):
+class PrioritizedReplayBuffer(BetaSchedule, ReplayBuffer):
     """
     SB3's ``ReplayBuffer`` (``NStepReplayBuffer`` when ``n_steps > 1``), sampled in proportion to the errors of the
     transitions.
@@ -52,20 +52,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError("optimize_memory_usage: True was given, allowed is False")
         if n_steps < 1:
             raise ValueError(f"n_steps: {n_steps} was given, allowed are integers from 1")
-        for name, number in dict(beta=beta, final_beta=final_beta).items():
-            if not 0.0 <= number <= 1.0:
-                raise ValueError(f"{name}: {number} was given, allowed are numbers from 0 to 1")
+        self._set_betas(beta, final_beta)
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         self.n_steps, self.gamma = n_steps, gamma
-        self.initial_beta, self.final_beta = beta, final_beta
         self.priorities = Priorities(self.buffer_size * self.n_envs, alpha)
-        # SB3's: from 1 (beginning) to 0 (end of the training)
-        self.progress_remaining = 1.0
-
-    @property
-    def beta(self) -> float:
-        """How much the weights correct now for sampling by priority."""
-        return self.final_beta + (self.initial_beta - self.final_beta) * self.progress_remaining
 
     def add(
         self,

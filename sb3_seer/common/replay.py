@@ -1,10 +1,8 @@
 """The replay buffer that stores images until the encoder is frozen, and latents from then on."""
 
-import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -16,12 +14,33 @@ from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.encoding import ImageEncoding
 from sb3_seer.common.layout import ImageLayout, image_spaces
 from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
-from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples
+from sb3_seer.common.priorities import BetaSchedule, Priorities, PrioritizedReplayBufferSamples
 from sb3_seer.common.storage import ImageStore, LatentStore
 from sb3_seer.common.type_aliases import Latents, Observations
 
 
-class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
+class ContrastiveReplayBufferSamples(NamedTuple):
+    """
+    SB3's ``ReplayBufferSamples``, with what a contrastive loss compares the observations with.
+
+    :param positives: the images of the observations, augmented once more; None in the latents stage
+    :param weights: as ``PrioritizedReplayBufferSamples``, None if the buffer is not prioritised
+    :param indices: likewise
+    """
+
+    observations: PyTorchObs | Latents
+    actions: th.Tensor
+    next_observations: PyTorchObs | Latents
+    dones: th.Tensor
+    rewards: th.Tensor
+    # For n-step replay buffer
+    discounts: th.Tensor | None
+    positives: PyTorchObs | None
+    weights: th.Tensor | None = None
+    indices: np.ndarray | None = None
+
+
+class LatentReplayBuffer(BetaSchedule, ImageEncoding, ReplayBuffer):
     """
     Replay buffer that holds images until ``to_latents()`` is called, and K * N latents an observation
     from then on, in the same bytes: see section 4 of the SEER paper (Chen et al., 2021).
@@ -52,6 +71,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
     :param alpha: how much the errors count, from 0 (not at all) to 1
     :param beta: how much the weights correct for that when training starts, from 0 (not at all) to 1
     :param final_beta: how much they do when it ends; linear in between
+    :param sample_positives: sample ``ContrastiveReplayBufferSamples``
     :raises ValueError: for a parameter outside of what is said here
     """
 
@@ -75,6 +95,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         alpha: float = 0.6,
         beta: float = 0.4,
         final_beta: float = 1.0,
+        sample_positives: bool = False,
     ):
         # The arrays of ReplayBuffer are not wanted: skip its constructor
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
@@ -84,7 +105,10 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 f"observation_space: {observation_space} was given, "
                 "allowed is a Box of images (3 dimensions), or a Dict with some"
             )
-        for name, value in dict(n_augmentations=n_augmentations, n_steps=n_steps, n_stack=n_stack).items():
+        counts = dict(
+            buffer_size=buffer_size, n_envs=n_envs, n_steps=n_steps, n_stack=n_stack, n_augmentations=n_augmentations
+        )
+        for name, value in counts.items():
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: {value!r} was given, allowed are integers from 1")
         if n_augmentations > 1 and augmentation is None:
@@ -101,38 +125,32 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 f"max_latent_buffer_size: {max_latent_buffer_size!r} was given, "
                 f"allowed are None and integers from buffer_size={buffer_size}"
             )
-        for name, number in dict(beta=beta, final_beta=final_beta).items():
-            if not 0.0 <= number <= 1.0:
-                raise ValueError(f"{name}: {number!r} was given, allowed are numbers from 0 to 1")
+        self._set_betas(beta, final_beta)
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
-        self.n_steps, self.gamma, self.n_stack = n_steps, gamma, n_stack
-        self.n_augmentations, self.augmentation = n_augmentations, augmentation
+        # Integers of numpy are none to JSON
+        self.n_envs, self.n_steps, self.n_stack, self.gamma = int(n_envs), int(n_steps), int(n_stack), gamma
+        self.n_augmentations, self.augmentation = int(n_augmentations), augmentation
         self.latent_dtype, self.max_latent_buffer_size = latent_dtype, max_latent_buffer_size
-        self.prioritized, self.initial_beta, self.final_beta = prioritized, beta, final_beta
+        self.prioritized = prioritized
+        self.sample_positives = sample_positives
         # As large as the buffer once that has memory
         self.priorities = Priorities(1, alpha) if prioritized else None
-        # SB3's: from 1 (beginning) to 0 (end of the training)
-        self.progress_remaining = 1.0
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
 
-        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.buffer_size = max(int(buffer_size) // self.n_envs, 1)
         self.stage = "images"
         self.n_valid = 0  # rows that hold transitions
         self.encoder_fingerprint: str | None = None
-        self.layout = ImageLayout(observation_space, n_stack)
+        self.layout = ImageLayout(observation_space, self.n_stack)
         # What is no image, by key: of the observation and of the next one, shape (rows, n_envs, 2, *obs_shape)
         self.others: dict[str, np.ndarray] = {}
         self._store: ImageStore | LatentStore | None = None
-        self.nbytes = self.buffer_size * n_envs * self.layout.frame_bytes
-        self._warn_if_too_large()
+        # The next observations of the last step as they lay in memory, and their bytes frame by frame
+        self._recent: tuple[bytes, np.ndarray] | None = None
+        self.nbytes = self.buffer_size * self.n_envs * self.layout.frame_bytes
 
     # ---- what it takes and what it holds ----
-
-    @property
-    def beta(self) -> float:
-        """How much the weights correct now for sampling by priority."""
-        return self.final_beta + (self.initial_beta - self.final_beta) * self.progress_remaining
 
     def plan(self) -> MemoryPlan:
         """
@@ -163,19 +181,23 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         """
         return self.n_valid
 
+    @property
+    def aside_bytes(self) -> int:
+        """Bytes of the few frames and latents that are kept aside, at the ends of episodes."""
+        return 0 if self._store is None else self._store.aside_bytes()
+
     def reset(self) -> None:
         """Forget every transition; the stage stays."""
         super().reset()
         self.n_valid = self.n_clipped = 0
-        self.acting = None
-        if self._store is not None:
-            self._store.clear()
+        self.acting = self._recent = None
+        self._store = None  # allocated anew by the next add()
         if self.priorities is not None:
             self.priorities.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # The encoder is the policy's, and `acting` lives on its device
-        return {**self.__dict__, "_encoder": None, "acting": None}
+        return {**self.__dict__, "_encoder": None, "acting": None, "_recent": None}
 
     # ---- storing ----
 
@@ -199,7 +221,10 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         :param infos: ``infos[e]["TimeLimit.truncated"]`` as in SB3; ``infos[e]["reset_observation"]``:
             where an episode ended, the first observation of the next one, if known
         """
-        images, next_images = self.layout.to_bytes(obs), self.layout.to_bytes(next_obs)
+        images, next_images = self._recall(obs), self.layout.to_bytes(next_obs)
+        is_next = images is not None
+        if images is None:
+            images = self.layout.to_bytes(obs)
         ended = np.asarray(done).reshape(self.n_envs).tolist()
         # After an episode's end, what is expected to come next is the first observation of another
         resets = {
@@ -208,7 +233,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             if ended[env] and infos[env].get("reset_observation") is not None
         }
         store = self._allocate()
-        continues = store.continues(images)
+        continues = [True] * self.n_envs if is_next else store.continues(images)
         if self.others and self.n_valid > 0:
             # A reset in the middle may show in a key that is no image, and in no other
             for key, array in self.others.items():
@@ -222,11 +247,11 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         if self.full:
             store.evict(row)
         # Rows held besides this one: in a ring of one row there are none
-        others = self.n_valid - self.full
-        if others > 0:
+        n_others = self.n_valid - self.full
+        if n_others > 0:
             store.link(row, continues)
         if isinstance(store, ImageStore):
-            store.add(row, continues if others > 0 else [False] * self.n_envs, images, next_images, resets, ended)
+            store.add(row, continues if n_others > 0 else [False] * self.n_envs, images, next_images, resets, ended)
         else:
             store.add(row, *encoded, ended)
 
@@ -240,9 +265,18 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
                 array[row, :, i] = np.asarray(observations[key]).reshape(self.n_envs, *array.shape[3:])
         if self.priorities is not None:
             self.priorities.add(np.arange(row * self.n_envs, (row + 1) * self.n_envs))
-        self.n_valid = others + 1
+        channels_last = self.layout.channels_last(next_obs)
+        self._recent = None if channels_last is None or resets else (channels_last.tobytes(), next_images)
+        self.n_valid = n_others + 1
         self.pos = (row + 1) % self.buffer_size
         self.full = self.n_valid == self.buffer_size
+
+    def _recall(self, obs: Observations) -> np.ndarray | None:
+        """:return: bytes of the observations, if they are the next ones of the step before, which were sorted then"""
+        channels_last = self.layout.channels_last(obs)
+        if self._recent is None or channels_last is None or not self._recent[0].startswith(channels_last.data):
+            return None
+        return self._recent[1]
 
     def _allocate(self) -> ImageStore | LatentStore:
         """Memory is taken by the first add(), so that a model loaded to predict takes none."""
@@ -289,6 +323,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         self.check_capacity()
         images = self._store if self.n_valid > 0 else None
         assert not isinstance(images, LatentStore)
+        codec = self.codec
         if self.codec is None:
             if images is None:
                 raise ValueError(
@@ -311,16 +346,17 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             try:
                 latents = self._latent_store(images.arena, rows)
                 self._convert(images, latents, self.n_valid, self.pos)
+                latents.linked = self._moved(images.linked, rows)
+                for name in ("actions", "rewards", "dones", "timeouts"):
+                    setattr(self, name, self._moved(getattr(self, name), rows))
+                for key in self.others:
+                    self.others[key] = self._moved(self.others[key], rows)
+                if self.priorities is not None:
+                    self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), rows).reshape(-1)
             except BaseException:
                 self.reset()  # rather empty than half images, half latents
+                self.codec = codec
                 raise
-            latents.linked = self._moved(images.linked, rows)
-            for name in ("actions", "rewards", "dones", "timeouts"):
-                setattr(self, name, self._moved(getattr(self, name), rows))
-            for key in self.others:
-                self.others[key] = self._moved(self.others[key], rows)
-            if self.priorities is not None:
-                self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), rows).reshape(-1)
             self._store = latents
         self.buffer_size, self.full = rows, self.n_valid == rows
         self.stage = "latents"
@@ -339,7 +375,7 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         :param batch_size: Number of element to sample
         :param env: associated VecEnv, to normalize the rewards, and of observations what is no image
         :return: images, or in the latents stage ``Latents``, with the rest as in SB3; ``PrioritizedReplayBufferSamples``
-            if the buffer is prioritised
+            if the buffer is prioritised, ``ContrastiveReplayBufferSamples`` with ``sample_positives``
         """
         if self.priorities is not None:
             rows, env_indices = np.divmod(self.priorities.sample(batch_size), self.n_envs)
@@ -389,7 +425,11 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         if self.priorities is not None:
             indices = rows * self.n_envs + envs
             weights = self.priorities.weights(indices, self.beta)
-            return PrioritizedReplayBufferSamples(**fields, weights=self.to_torch(weights.reshape(-1, 1)), indices=indices)
+            fields.update(weights=self.to_torch(weights.reshape(-1, 1)), indices=indices)
+        if self.sample_positives:
+            return ContrastiveReplayBufferSamples(**fields, positives=self._positives(rows, envs))
+        if self.priorities is not None:
+            return PrioritizedReplayBufferSamples(**fields)
         return DictReplayBufferSamples(**fields) if self.layout.is_dict else ReplayBufferSamples(**fields)
 
     def _n_step(
@@ -437,6 +477,12 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
             return {**images, **others}, {**next_images, **next_others}
         return images, next_images
 
+    def _positives(self, rows: np.ndarray, envs: np.ndarray) -> PyTorchObs | None:
+        """:return: the images of the observations of ``rows``, augmented once more; None if there are latents"""
+        if not isinstance(self._store, ImageStore):
+            return None
+        return self._augment(self._to_images(self._store.observations(rows, envs)))
+
     def _other_keys(self, rows: np.ndarray, envs: np.ndarray, which: int, env: VecNormalize | None) -> TensorDict:
         """:return: what is no image, by key: of the observations (``which`` 0) or of the next ones (1)"""
         if not self.others:
@@ -453,13 +499,3 @@ class LatentReplayBuffer(ImageEncoding, ReplayBuffer):
         for key, space in self.layout.others.items():
             n_bytes += 2 * int(np.prod(self.obs_shape[key])) * np.dtype(self._maybe_cast_dtype(space.dtype)).itemsize
         return n_bytes + (self.priorities is not None) * 9
-
-    def _warn_if_too_large(self) -> None:
-        total = self.nbytes + self.buffer_size * self.n_envs * self._step_bytes()
-        available = psutil.virtual_memory().available
-        if total > available:
-            warnings.warn(
-                "This system does not have apparently enough memory to store the complete "
-                f"replay buffer {total / 1e9:.2f}GB > {available / 1e9:.2f}GB",
-                stacklevel=3,
-            )

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -26,11 +27,14 @@ from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffe
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.encoders import can_split
+from sb3_seer.common.flops import FlopsCallback, counts_flops, find_passes
 from sb3_seer.common.layout import image_spaces, map_parts
+from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.saving import replacing
+from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import find_n_stack
 
@@ -59,10 +63,16 @@ class SEERMixin(OffPolicyAlgorithm):
     :param augmentation_kwargs: arguments of the named augmentation: ``dict(size=84)``, ``dict(pad=4)``
     :param latent_dtype: how a stored number is held: ``"float32"``, ``"float16"`` or ``"uint8"``
     :param max_latent_buffer_size: the most transitions to hold once they are latents, None for as many as fit
+    :param pretrained_encoder: path of a saved model to start with the encoder of (section 5.4 of the paper): of this
+        algorithm or another, frozen or not. With ``freeze_after=0`` the encoder never learns and images are never stored.
+        Read once, when the model is made: a saved and loaded model does not need the file
+    :param pretrained_part: ``"encoder"`` for what a freeze takes, as in the paper across domains, or ``"policy"`` for the
+        weights of all networks, as in the paper for another task of the same domain
     :param kwargs: as for the SB3 class. ``replay_buffer_class`` must be ``LatentReplayBuffer`` or None with images;
         ``optimize_memory_usage`` is always on with them, and needs no other setting
     :raises ValueError: for a parameter outside of what is said here; when a latent is larger than the image that
-        it replaces; for a ``VecNormalize`` that normalises images
+        it replaces; for a ``VecNormalize`` that normalises images; for a pre-trained model of another architecture
+    :raises FileNotFoundError: if there is no pre-trained model at the path
     """
 
     policy: Any  # a SEERPolicy if there is an encoder to freeze
@@ -77,6 +87,8 @@ class SEERMixin(OffPolicyAlgorithm):
         augmentation_kwargs: dict[str, Any] | None = None,
         latent_dtype: str = "float32",
         max_latent_buffer_size: int | None = None,
+        pretrained_encoder: str | pathlib.Path | None = None,
+        pretrained_part: str = "encoder",
         **kwargs: Any,
     ) -> None:
         self.freeze_after = freeze_after
@@ -85,6 +97,9 @@ class SEERMixin(OffPolicyAlgorithm):
         self.augmentation_kwargs = augmentation_kwargs
         self.latent_dtype = latent_dtype
         self.max_latent_buffer_size = max_latent_buffer_size
+        self.pretrained_encoder = pretrained_encoder
+        self.pretrained_part = pretrained_part
+        self._pretrained = False  # whether that is loaded
         self.encoder_frozen = False
         self.n_stack: int | None = None
         # What uint8 latents mean: saved with the model, which may go on without its buffer
@@ -94,6 +109,8 @@ class SEERMixin(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self.freeze_after = check_freeze_after(self.freeze_after)
         if not self._has_encoder():
+            if self.pretrained_encoder is not None:
+                raise ValueError(f"pretrained_encoder must be None where there is no encoder, not {self.pretrained_encoder!r}")
             super()._setup_model()
             return
 
@@ -105,7 +122,8 @@ class SEERMixin(OffPolicyAlgorithm):
             augmentation.to(self.device)
         # Always so: an observation is stored once
         self.optimize_memory_usage = False
-        self.replay_buffer = self._make_replay_buffer(augmentation)
+        if self.replay_buffer is None:
+            self.replay_buffer = self._make_replay_buffer(augmentation)
         policy_kwargs, n_steps = self.policy_kwargs, self.n_steps
         self.policy_kwargs = {**policy_kwargs, "image_size": self._augmented_size(augmentation)}
         # The buffer knows its n_steps already: SB3 would warn of them, and has none for Dict observations
@@ -113,16 +131,31 @@ class SEERMixin(OffPolicyAlgorithm):
         super()._setup_model()
         # What is saved is what was given
         self.policy_kwargs, self.n_steps = policy_kwargs, n_steps
+        if self.pretrained_encoder is not None and not self._pretrained:
+            load_pretrained(self.policy, self.pretrained_encoder, self.pretrained_part)
+            self._pretrained = True
 
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
             self.replay_buffer.check_capacity()
-        if self.verbose >= 1 and self.env is not None:  # without, it will only predict
-            print(self.replay_buffer.plan())
+        if self.env is not None:  # without, it will only predict
+            self._announce(self.replay_buffer.plan())
         if self.encoder_frozen:
             if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
                 self.replay_buffer.codec = self._latent_codec
             self._freeze()
+
+    def _announce(self, plan: MemoryPlan) -> None:
+        """Say how much memory the replay buffer will take, and warn if there is not as much."""
+        if self.verbose >= 1:
+            print(plan)
+        available = psutil.virtual_memory().available
+        if plan.total_bytes > available:
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete "
+                f"replay buffer {plan.total_bytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
+                stacklevel=4,
+            )
 
     def _has_encoder(self) -> bool:
         """:return: whether there is an encoder to freeze; if not, says so and makes sure that the policy is SB3's"""
@@ -158,6 +191,9 @@ class SEERMixin(OffPolicyAlgorithm):
                 f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
                 f"not {getattr(buffer_class, '__name__', repr(buffer_class))}"
             )
+        if self.pretrained_part not in PRETRAINED_PARTS:
+            allowed = " or ".join(map(repr, PRETRAINED_PARTS))
+            raise ValueError(f"pretrained_part must be {allowed}, not {self.pretrained_part!r}")
         if self.freeze_after == 0 and self.latent_dtype == "uint8" and not self.encoder_frozen:
             raise ValueError(
                 'latent_dtype="uint8" is fitted on the observations that are stored at the freeze, and freeze_after=0 leaves '
@@ -216,7 +252,7 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.encoder_frozen:
             return
         replay_buffer.check_capacity()
-        if self._n_updates == 0:
+        if self._n_updates == 0 and not self._pretrained:
             warnings.warn(
                 f"The encoder is frozen at step {self.num_timesteps}, before its first gradient step: "
                 f"freeze_after should be larger than learning_starts={self.learning_starts}",
@@ -293,6 +329,8 @@ class SEERMixin(OffPolicyAlgorithm):
         has_encoder = isinstance(self.replay_buffer, LatentReplayBuffer)
         if self.freeze_after is not None and has_encoder and not any(map(freezes, callback)):
             callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
+        if has_encoder and find_passes(self) is not None and not any(map(counts_flops, callback)):
+            callback = [*callback, FlopsCallback()]
         return super()._init_callback(callback, progress_bar)
 
     def set_parameters(
@@ -310,15 +348,17 @@ class SEERMixin(OffPolicyAlgorithm):
         if not self.encoder_frozen or self.replay_buffer is None or self.replay_buffer.size() == 0:
             super().set_parameters(load_path_or_dict, exact_match, device)
             return
-        encoder = self.policy.encoder_fingerprint()
+        encoder = self.replay_buffer.encoder_fingerprint
         parameters: Any = deepcopy(self.get_parameters())
-        super().set_parameters(load_path_or_dict, exact_match, device)
-        if self.policy.encoder_fingerprint() != encoder:
-            loaded = self.policy.encoder_fingerprint()
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            if (loaded := self.policy.encoder_fingerprint()) != encoder:
+                raise ValueError(
+                    f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}"
+                )
+        except BaseException:
             super().set_parameters(parameters)
-            raise ValueError(
-                f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}"
-            )
+            raise
 
     def dump_logs(self) -> None:
         """Write log data, with what the replay buffer holds under ``seer/``."""
@@ -327,6 +367,7 @@ class SEERMixin(OffPolicyAlgorithm):
             self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
             self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)
             self.logger.record("seer/bytes", self.replay_buffer.nbytes)
+            self.logger.record("seer/aside_bytes", self.replay_buffer.aside_bytes)
             # Numbers of latents outside the range of latent_dtype, so far
             self.logger.record("seer/clipped", self.replay_buffer.n_clipped)
         super().dump_logs()
@@ -374,13 +415,16 @@ class SEERMixin(OffPolicyAlgorithm):
         if not isinstance(self.replay_buffer, LatentReplayBuffer):
             super().load_replay_buffer(path, truncate_last_traj)
             return
-        make_buffer = partial(self._make_replay_buffer, self.replay_buffer.augmentation)
+        ours = self.replay_buffer
+        make_buffer = partial(self._make_replay_buffer, ours.augmentation)
         if is_archive(path):
-            replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+            replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
         else:
-            replay_buffer = from_sb3_pickle(path, make_buffer, self.verbose)
+            replay_buffer = from_sb3_pickle(path, ours, make_buffer, self.verbose)
             replay_buffer.set_encoder(self.policy)
         if self.encoder_frozen and replay_buffer.stage == "images":
-            replay_buffer.codec = self.replay_buffer.codec
+            replay_buffer.codec = ours.codec
             replay_buffer.to_latents()
+        if self.freeze_after is not None:
+            replay_buffer.check_capacity()
         self.replay_buffer = replay_buffer

@@ -61,11 +61,6 @@ class ImageStore(TransitionStore):
         """the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``"""
         return self.pending_bytes.reshape(self.n_envs, self.n_stack, -1)
 
-    def clear(self) -> None:
-        super().clear()
-        self.history.clear()
-        self.oldest = 0
-
     def evict(self, row: int) -> None:
         super().evict(row)
         self.oldest = (row + 1) % self.rows

@@ -31,10 +31,6 @@ class Asides:
         """:return: what was kept under that row, by env; no longer kept"""
         return self._rows.pop(row, {})
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._rows.clear()
-
 
 class TransitionStore(ABC):
     """
@@ -85,11 +81,6 @@ class TransitionStore(ABC):
     def pending_bytes(self, observations: np.ndarray) -> None:
         self.pending = [observation.tobytes() for observation in observations]
 
-    def clear(self) -> None:
-        """Forget every transition."""
-        self.successor.clear()
-        self.pending = [b""] * self.n_envs
-
     def continues(self, obs: np.ndarray) -> list[bool]:
         """
         :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
@@ -117,6 +108,10 @@ class TransitionStore(ABC):
         :param row: the oldest row, which is about to be overwritten
         """
         self.successor.pop_row(row)
+
+    def aside_bytes(self) -> int:
+        """:return: bytes of all that is kept aside"""
+        return sum(aside.nbytes for name in self.ASIDES for _, aside in getattr(self, name).items())
 
     @abstractmethod
     def row_arrays(self) -> dict[str, np.ndarray]:

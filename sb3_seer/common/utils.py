@@ -15,6 +15,7 @@ def find_n_stack(env: VecEnv) -> int:
             n_stack = venv.stacked_obs.n_stack
         venv = venv.venv
     if n_stack == 1 and env.has_attr("stack_size"):  # gymnasium.wrappers.FrameStackObservation
-        n_stack = env.get_attr("stack_size")[0]
+        stack_size = env.get_attr("stack_size")[0]
+        n_stack = stack_size if isinstance(stack_size, int) and stack_size > 0 else 1
     images = image_spaces(env.observation_space).values()
     return n_stack if all(box.shape[0] % n_stack == 0 for box in images) else 1
