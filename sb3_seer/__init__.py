@@ -1,5 +1,6 @@
 from sb3_seer.common.callbacks import FreezeEncoderCallback
-from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder, SplitExtractor
+from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder
+from sb3_seer.common.extractors import SplitExtractor
 from sb3_seer.common.prioritized import PrioritizedReplayBuffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.curl import SEERCURL

@@ -29,7 +29,8 @@ from stable_baselines3.common.monitor import LoadMonitorResultsError, load_resul
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_seer.common.callbacks import freeze_step
-from sb3_seer.common.flops import FLOPS_FILE, estimate_flops, read_rows
+from sb3_seer.common.flops import FLOPS_FILE, read_rows
+from sb3_seer.common.flops_formula import estimate_flops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

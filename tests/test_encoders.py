@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sb3_seer import DataEfficientCNN, ImpalaCNN, PixelEncoder
 from sb3_seer.common.augmentations import CenterCrop, RandomCrop, RandomShift, make_augmentation
-from sb3_seer.common.encoders import split
+from sb3_seer.common.extractors import split
 
 
 def image_space(*shape: int) -> spaces.Box:

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
-from sb3_seer.common.encoders import split
+from sb3_seer.common.extractors import split
 from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 

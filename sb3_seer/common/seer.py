@@ -1,11 +1,7 @@
 """SEERMixin turns an SB3 off-policy algorithm into a SEER one."""
 
-import io
 import pathlib
 import warnings
-from collections.abc import Iterable
-from copy import deepcopy
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -15,31 +11,29 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
-from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
-from sb3_seer.common.archive import is_archive
 from sb3_seer.common.augmentations import make_augmentation
-from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.codec import LatentCodec
-from sb3_seer.common.encoders import can_split
-from sb3_seer.common.flops import FlopsCallback, counts_flops, find_passes
+from sb3_seer.common.extractors import can_split
+from sb3_seer.common.flops import FlopsCallback, counts_flops
+from sb3_seer.common.flops_formula import find_passes
 from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.saving import replacing
+from sb3_seer.common.seer_saving import SEERSaving
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import find_n_stack
 
 
-class SEERMixin(OffPolicyAlgorithm):
+class SEERMixin(SEERSaving):
     """
     Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
 
@@ -333,33 +327,6 @@ class SEERMixin(OffPolicyAlgorithm):
             callback = [*callback, FlopsCallback()]
         return super()._init_callback(callback, progress_bar)
 
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.set_parameters`.
-
-        :param load_path_or_dict: path of a saved model, or nested dictionary with the parameters of its modules
-        :param exact_match: whether all parameters must be given, and no others
-        :param device: device on which the code should run
-        :raises ValueError: if the replay buffer holds latents, and they are not those of the encoder to be loaded;
-            the model keeps its parameters then
-        """
-        if not self.encoder_frozen or self.replay_buffer is None or self.replay_buffer.size() == 0:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-            return
-        encoder = self.replay_buffer.encoder_fingerprint
-        parameters: Any = deepcopy(self.get_parameters())
-        try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-            if (loaded := self.policy.encoder_fingerprint()) != encoder:
-                raise ValueError(
-                    f"The replay buffer holds latents of encoder {encoder}, but the parameters are of encoder {loaded}"
-                )
-        except BaseException:
-            super().set_parameters(parameters)
-            raise
-
     def dump_logs(self) -> None:
         """Write log data, with what the replay buffer holds under ``seer/``."""
         if isinstance(self.replay_buffer, LatentReplayBuffer):
@@ -371,60 +338,3 @@ class SEERMixin(OffPolicyAlgorithm):
             # Numbers of latents outside the range of latent_dtype, so far
             self.logger.record("seer/clipped", self.replay_buffer.n_clipped)
         super().dump_logs()
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file. A file at ``path`` is replaced once
-        that is done: whatever happens, there is a whole file, the old one or the new one.
-
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
-        """
-        with replacing(path, "zip") as file:
-            super().save(file, exclude, include)
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer: an uncompressed zip of numpy's arrays, of what is filled. A file at ``path`` is replaced
-        once that is done. (Without an encoder to freeze: a pickle, as in SB3.)
-
-        :param path: path to the file where the replay buffer should be saved
-        """
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
-            save_buffer(self.replay_buffer, path, self.verbose)
-            return
-        with replacing(path, "pkl", self.verbose) as file:
-            super().save_replay_buffer(file)
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer. One that holds images becomes one of latents if the encoder is frozen.
-
-        :param path: path to a replay buffer that ``save_replay_buffer`` wrote, or that the SB3 class pickled
-        :param truncate_last_traj: not used: a trajectory that is not continued is seen as truncated
-        :raises ValueError: if the file is damaged or of a later version; if the buffer is of another kind or shape, holds
-            the latents of another encoder, or holds latents while this model's encoder still learns. The model keeps
-            the buffer that it had
-        """
-        if not isinstance(self.replay_buffer, LatentReplayBuffer):
-            super().load_replay_buffer(path, truncate_last_traj)
-            return
-        ours = self.replay_buffer
-        make_buffer = partial(self._make_replay_buffer, ours.augmentation)
-        if is_archive(path):
-            replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
-        else:
-            replay_buffer = from_sb3_pickle(path, ours, make_buffer, self.verbose)
-            replay_buffer.set_encoder(self.policy)
-        if self.encoder_frozen and replay_buffer.stage == "images":
-            replay_buffer.codec = ours.codec
-            replay_buffer.to_latents()
-        if self.freeze_after is not None:
-            replay_buffer.check_capacity()
-        self.replay_buffer = replay_buffer

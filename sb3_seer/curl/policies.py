@@ -5,7 +5,7 @@ from stable_baselines3.sac.policies import MlpPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
-from sb3_seer.common.encoders import SplitExtractor, split
+from sb3_seer.common.extractors import SplitExtractor, split
 from sb3_seer.common.policies import LatentNetwork
 from sb3_seer.sac.policies import LatentCritic, SEERSACPolicy
 

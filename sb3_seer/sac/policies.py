@@ -9,7 +9,7 @@ from stable_baselines3.sac.policies import CnnPolicy as SB3CnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
-from sb3_seer.common.encoders import SplitExtractor
+from sb3_seer.common.extractors import SplitExtractor
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.type_aliases import Latents
 
