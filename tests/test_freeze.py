@@ -1,5 +1,7 @@
 """When the encoder is frozen, and that everything around it works as in SB3."""
 
+import csv
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -82,6 +84,23 @@ def test_learning_goes_on_after_a_second_learn():
 def test_a_callback_takes_the_place_of_the_parameter(wrap):
     model = make_model(SEERQRDQN, freeze_after=0.1)
     assert frozen_at(model, 100, callback=[wrap(FreezeEncoderCallback(freeze_after=60))]) == 60
+
+
+@pytest.mark.parametrize("latent_dtype", ["float32", "uint8"])
+def test_the_log_says_what_the_buffer_holds(latent_dtype, tmp_path):
+    model = make_model(SEERDQN, freeze_after=40, latent_dtype=latent_dtype)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(100, log_interval=1)
+    with open(tmp_path / "progress.csv") as file:
+        rows = [{key: value for key, value in row.items() if key.startswith("seer/")} for row in csv.DictReader(file)]
+    first, last, buffer = rows[0], rows[-1], model.replay_buffer
+    assert (int(first["seer/encoder_frozen"]), int(last["seer/encoder_frozen"])) == (0, 1)
+    assert (int(first["seer/transitions"]), int(last["seer/transitions"])) == (10, 100)
+    assert (int(first["seer/capacity"]), int(last["seer/capacity"])) == (200, buffer.buffer_size)
+    assert int(first["seer/bytes"]) == int(last["seer/bytes"]) == buffer.nbytes == 200 * 256
+    assert 0 < int(last["seer/aside_bytes"]) == buffer.aside_bytes < buffer.nbytes
+    assert int(first["seer/clipped"]) == 0 and int(last["seer/clipped"]) == buffer.n_clipped
+    assert latent_dtype == "float32" or buffer.n_clipped > 0
 
 
 def test_callbacks_of_every_kind_are_kept(tmp_path):

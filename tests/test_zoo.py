@@ -199,7 +199,7 @@ def test_every_block_of_hyperparameters_is_valid(monkeypatch: pytest.MonkeyPatch
             env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=size)
             env.observation_space = gym.spaces.Box(0, 255, (n_channels, size, size), np.uint8)
             stacked = VecFrameStack(DummyVecEnv([lambda env=env: env]), block.get("frame_stack", 1), channels_order="first")
-            for name in ("env_wrapper", "frame_stack", "n_timesteps"):
+            for name in ("env_wrapper", "frame_stack", "n_timesteps", "callback"):
                 block.pop(name, None)
             if "policy_kwargs" in block:
                 block["policy_kwargs"] = eval(block["policy_kwargs"], vars(rl_zoo3.exp_manager))
