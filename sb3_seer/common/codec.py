@@ -61,4 +61,4 @@ class LatentCodec:
         if self.scale is None or self.offset is None:
             return latents
         scale, offset = (th.as_tensor(part, device=stored.device) for part in (self.scale, self.offset))
-        return latents * scale + offset
+        return th.addcmul(offset, latents, scale)
