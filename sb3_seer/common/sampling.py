@@ -92,12 +92,13 @@ class TransitionSampling(BetaSchedule, ImageEncoding, ReplayBuffer):
         obs, next_obs = self._observations(rows, last_rows, envs, env)
         # Only use dones that are not due to timeouts
         dones = self.dones[last_rows, envs] * (1 - self.timeouts[last_rows, envs])
+        # Indexing with arrays has copied them already
         fields: dict[str, Any] = dict(
             observations=obs,
-            actions=self.to_torch(self.actions[rows, envs]),
+            actions=self.to_torch(self.actions[rows, envs], copy=False),
             next_observations=next_obs,
-            dones=self.to_torch(dones.reshape(-1, 1)),
-            rewards=self.to_torch(rewards),
+            dones=self.to_torch(dones.reshape(-1, 1), copy=False),
+            rewards=self.to_torch(rewards, copy=False),
             discounts=None if discounts is None else self.to_torch(discounts),
         )
         if self.priorities is not None:
