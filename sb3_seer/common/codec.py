@@ -1,6 +1,7 @@
 """How latents are stored as numbers of fewer bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,6 +20,8 @@ class LatentCodec:
     dtype: str
     scale: np.ndarray | None = None
     offset: np.ndarray | None = None
+    # The two as tensors where they were last needed
+    _tensors: tuple[th.Tensor, th.Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def fit(cls, latents: np.ndarray, margin: float = 0.02) -> "LatentCodec":
@@ -60,5 +63,10 @@ class LatentCodec:
         latents = stored.float()
         if self.scale is None or self.offset is None:
             return latents
-        scale, offset = (th.as_tensor(part, device=stored.device) for part in (self.scale, self.offset))
+        if self._tensors is None or self._tensors[0].device != stored.device:
+            self._tensors = th.as_tensor(self.scale, device=stored.device), th.as_tensor(self.offset, device=stored.device)
+        scale, offset = self._tensors
         return th.addcmul(offset, latents, scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tensors": None}
