@@ -240,7 +240,8 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
         for panel, axis in zip(row, axes, strict=True):
             unit, colour = AXES[axis][1], colours[curve.algorithm]
             x = curve.x(axis) / unit
-            panel.plot(x, mean, color=colour, linewidth=1.8, label=curve.algorithm)
+            # A line through one point is none
+            panel.plot(x, mean, color=colour, linewidth=1.8, marker="." if len(x) == 1 else None, label=curve.algorithm)
             if len(curve.runs) > 1:
                 panel.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
             freeze = curve.freeze(axis)
@@ -253,7 +254,8 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
             panel.set_title(environment, fontsize="medium")
             panel.set_xlabel(AXES[axis][0])
             panel.set_xlim(left=0)
-            panel.xaxis.set_major_formatter(EngFormatter())  # 45 T
+            if axis != "time":  # where 20 m would be thousandths of an hour
+                panel.xaxis.set_major_formatter(EngFormatter())  # 45 T
             panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=colour, linewidth=1.8, label=name) for name, colour in colours.items()]

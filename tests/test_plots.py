@@ -93,6 +93,8 @@ def test_the_figure_shows_mean_spread_and_freeze(logs: Path) -> None:
         ),
     ]
     assert len(figure.axes) == 3
+    figure.canvas.draw()
+    assert all(float(tick.get_text()) < 1.0 for tick in figure.axes[2].get_xticklabels())  # hours, no prefixes
     for panel, (x, freeze), (label, _) in zip(figure.axes, expected, AXES.values(), strict=True):
         curve, line, baseline = panel.lines
         assert curve.get_label() == "rainbow_seer" and baseline.get_label() == "rainbow"
