@@ -1,6 +1,7 @@
 """The seam: networks that take images or latents, and policies that know where their encoder ends."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,14 +95,14 @@ class SEERPolicy(BasePolicy):
     # What a policy has to say of its networks
 
     @property
+    @abstractmethod
     def encoder_networks(self) -> list[LatentNetwork]:
         """The N networks with a latent of their own, in the order of their ``latent_index``."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def target_networks(self) -> list[LatentNetwork]:
         """The target networks of the first ``encoder_networks``."""
-        raise NotImplementedError
 
     # What follows from it
 
