@@ -60,14 +60,41 @@ def register_in(module: ModuleType) -> None:
         module._registered_sb3_seer = True  # type: ignore[attr-defined]
 
 
+def hyperparams_folder() -> Path:
+    """
+    :return: where the files of hyperparameters are: below this folder in the wheel, next to it in the repository
+    """
+    here = Path(__file__).parent
+    return (here if (here / "hyperparams").is_dir() else here.parent) / "hyperparams"
+
+
 def default_config(algo: str) -> Path:
     """
     :param algo: a name in ``ALGORITHMS``
-    :return: the file of its hyperparameters: below this folder in the wheel, next to it in the repository
+    :return: the file of its hyperparameters
     """
-    here = Path(__file__).parent
-    folder = here if (here / "hyperparams").is_dir() else here.parent
-    return folder / "hyperparams" / f"{algo}.yml"
+    return hyperparams_folder() / f"{algo}.yml"
+
+
+def find_config(config: str) -> str:
+    """
+    Find a file of hyperparameters by its name alone. One in the working directory comes first.
+
+    :param config: what RL Zoo was given as ``-conf``
+    :return: the file of this package with that name, if ``config`` is the name of a YAML file that is not in the working
+        directory. Else ``config``: a path or a Python package, which are RL Zoo's to read
+    :raises FileNotFoundError: if this package has no such file either
+    """
+    name = Path(config)
+    if name.suffix not in (".yml", ".yaml") or name.name != config or name.exists():
+        return config
+    allowed = sorted(path.name for path in hyperparams_folder().glob("*.yml"))
+    if config not in allowed:
+        raise FileNotFoundError(
+            f"{config} is not in the working directory ({Path.cwd()}), and not one of the files that come with sb3_seer: "
+            f"{', '.join(allowed)}"
+        )
+    return str(hyperparams_folder() / config)
 
 
 def _add_algorithms(rl_zoo3: ModuleType) -> None:
@@ -92,7 +119,7 @@ def _change_experiment_manager(exp_manager: ModuleType) -> None:
     # And so are the strings of a YAML file in this one
     exp_manager.sb3_seer = sb3_seer  # type: ignore[attr-defined]
     manager = exp_manager.ExperimentManager
-    manager.__init__ = _find_default_config(manager.__init__)
+    manager.__init__ = _find_configs(manager.__init__)
     manager.objective = _show_hyperparams_to_samplers(manager.objective)
     manager.read_hyperparameters = _keep_policy_kwargs(manager.read_hyperparameters)
 
@@ -104,16 +131,17 @@ _REGISTER: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-def _find_default_config(init: Callable[..., None]) -> Callable[..., None]:
-    """RL Zoo looks in its own package for the hyperparameters of an algorithm; those of ours are here."""
+def _find_configs(init: Callable[..., None]) -> Callable[..., None]:
+    """RL Zoo looks for hyperparameters in its own package and in the working directory; those of our algorithms are here."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def __init__(*args: Any, **kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
         algo = bound.arguments["algo"]
-        if algo in ALGORITHMS and bound.arguments.get("config") is None:
-            bound.arguments["config"] = str(default_config(algo))
+        if algo in ALGORITHMS:
+            config = bound.arguments.get("config")
+            bound.arguments["config"] = find_config(config) if config else str(default_config(algo))
         init(*bound.args, **bound.kwargs)
 
     return __init__
