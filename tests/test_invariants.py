@@ -21,7 +21,7 @@ ALGORITHMS = [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN, SEERRainbow]
 
 def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
     env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
-    policy_kwargs: dict[str, Any] = dict(net_arch=[16])
+    policy_kwargs: dict[str, Any] = dict(net_arch=[16], **kwargs.pop("policy_kwargs", {}))
     if extractor is not None:
         policy_kwargs["features_extractor_class"] = extractor
     defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")

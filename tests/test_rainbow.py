@@ -22,7 +22,7 @@ from tiny_envs import LightEnv, TinyEncoder
 
 from sb3_seer import LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
-from sb3_seer.rainbow.noisy import NoisyLinear
+from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 from sb3_seer.rainbow.policies import CnnPolicy, RainbowPolicy
 from zoo_integration.registration import default_config
 
@@ -147,7 +147,7 @@ def test_noise_has_the_mean_and_the_variance_of_the_formula():
     x = th.tensor([[1.0, -2.0, 0.5]])
     outputs = []
     for _ in range(20_000):
-        layer.reset_noise()
+        reset_noise([layer])
         outputs.append(layer(x).detach()[0])
     outputs = th.stack(outputs)
     # f(e) has mean 0 and variance E|e| = sqrt(2 / pi), a product of two of them the square of that
@@ -169,7 +169,7 @@ def test_noise_is_factorised_and_shared_by_a_batch_until_it_is_redrawn():
     factors = layer.weight_noise / layer.bias_noise[:, None]
     th.testing.assert_close(factors, factors[:1].expand(4, 5))
     before, output = layer.weight_noise.clone(), layer(x)
-    layer.reset_noise()
+    reset_noise([layer])
     assert not (layer.weight_noise == before).any() and not (layer(x) == output).any()
     layer.noise_enabled = False
     th.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
@@ -582,7 +582,7 @@ def test_learns(algorithm, policy, kwargs):
         algorithm, policy, learning_rate=1e-3, batch_size=32, gamma=0.5, learning_starts=100, buffer_size=1000,
         target_update_interval=100, policy_kwargs=dict(v_min=-1.0, v_max=3.0), **kwargs,
     )  # fmt: skip
-    model.learn(1200)
+    model.learn(1600)
     if algorithm is SEERRainbow:
-        assert model.encoder_frozen and model.replay_buffer.size() == 1200
+        assert model.encoder_frozen and model.replay_buffer.size() == 1600
     assert mean_return(model, LightEnv() if policy == "CnnPolicy" else FlatLightEnv()) > 8.5

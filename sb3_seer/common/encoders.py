@@ -26,6 +26,17 @@ class ChannelsLast(nn.Module):
         return images.contiguous(memory_format=th.channels_last)
 
 
+class FlattenPixels(nn.Module):
+    """Flattens feature maps pixel by pixel: as they lie in memory after ``ChannelsLast``, so nothing is copied."""
+
+    def forward(self, feature_maps: th.Tensor) -> th.Tensor:
+        """
+        :param feature_maps: shape ``(batch_size, channels, height, width)``
+        :return: shape ``(batch_size, height * width * channels)``
+        """
+        return feature_maps.permute(0, 2, 3, 1).flatten(start_dim=1)
+
+
 class LayeredExtractor(SplitExtractor):
     """
     Base of the built-in encoders: convolutions, a first fully connected layer (if any), and what follows it (if anything).
@@ -33,7 +44,7 @@ class LayeredExtractor(SplitExtractor):
     https://arxiv.org/abs/2103.02886, appendix C of its first version). The layers after it are part of the head, and go on
     learning.
 
-    A latent is what that layer puts out, after its activation and pooling: the numbers of a feature map, channel by channel,
+    A latent is what that layer puts out, after its activation and pooling: the numbers of a feature map, pixel by pixel,
     if it is a convolution. Those of early layers are larger than the image, and refused when latents would take its place.
 
     Wherever the encoder ends, the weights have the same names in a ``state_dict``, so what was saved at one layer loads at
@@ -69,7 +80,7 @@ class LayeredExtractor(SplitExtractor):
         super().__init__(observation_space, features_dim if is_last else math.prod(shape), features_dim)
 
         projection = nn.Identity() if fc1 is None else fc1
-        self.trunk = nn.Sequential(*frozen, nn.Flatten())
+        self.trunk = nn.Sequential(*frozen, FlattenPixels())
         self.projection = projection if is_last else nn.Identity()
         self.head = head if is_last else _Remainder(shape, others, projection, head)
         self.register_state_dict_post_hook(_rename_saved)
@@ -115,6 +126,7 @@ class _Remainder(nn.Module):
         super().__init__()
         self.shape = shape
         self.trunk = trunk
+        self.flatten = FlattenPixels()
         self.projection = projection
         self.head = head
 
@@ -124,8 +136,9 @@ class _Remainder(nn.Module):
         :return: features, shape ``(batch_size, features_dim)``
         """
         if len(self.trunk) > 0:
-            feature_maps = latents.unflatten(1, self.shape).contiguous(memory_format=th.channels_last)
-            latents = self.trunk(feature_maps).flatten(start_dim=1)
+            channels, height, width = self.shape
+            feature_maps = latents.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+            latents = self.flatten(self.trunk(feature_maps))
         return self.head(self.projection(latents))
 
 
@@ -165,9 +178,9 @@ class PixelEncoder(LayeredExtractor):
         self, observation_space: spaces.Box, latent_dim: int = 50, n_filters: int = 32, freeze_at: str = "fc1"
     ) -> None:
         n_channels = observation_space.shape[0]
-        layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU(inplace=True)]
         for _ in range(3):
-            layers += [nn.Conv2d(n_filters, n_filters, kernel_size=3), nn.ReLU()]
+            layers += [nn.Conv2d(n_filters, n_filters, kernel_size=3), nn.ReLU(inplace=True)]
         convolutions = nn.Sequential(ChannelsLast(), *layers)
         fc1 = nn.Linear(_n_flatten(convolutions, observation_space), latent_dim)
         super().__init__(observation_space, convolutions, fc1, nn.LayerNorm(latent_dim), freeze_at)
@@ -205,9 +218,9 @@ class DataEfficientCNN(LayeredExtractor):
         convolutions = nn.Sequential(
             ChannelsLast(),
             nn.Conv2d(observation_space.shape[0], 32, kernel_size=5, stride=5),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, kernel_size=5, stride=5),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         super().__init__(observation_space, convolutions, fc1=None, head=nn.Identity(), freeze_at=freeze_at)
 
@@ -221,11 +234,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
-        # Not in place: the input is needed again
         self.layers = nn.Sequential(
-            nn.ReLU(),
+            nn.ReLU(),  # not in place: the input is needed again
             nn.Conv2d(n_channels, n_channels, kernel_size=3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(n_channels, n_channels, kernel_size=3, padding=1),
         )
 
@@ -267,6 +279,6 @@ class ImpalaCNN(LayeredExtractor):
             layers += [nn.Conv2d(n_channels, filters, kernel_size=3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             layers += [ResidualBlock(filters), ResidualBlock(filters)]
             n_channels = filters
-        convolutions = nn.Sequential(*layers, nn.ReLU())
+        convolutions = nn.Sequential(*layers, nn.ReLU(inplace=True))
         fc1 = nn.Linear(_n_flatten(convolutions, observation_space), latent_dim)
         super().__init__(observation_space, convolutions, fc1, nn.ReLU(), freeze_at)

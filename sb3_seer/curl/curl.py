@@ -4,11 +4,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.utils import polyak_update
 from sb3_seer.curl.policies import (
     EXTRACTOR_GROUP,
     CnnPolicy,

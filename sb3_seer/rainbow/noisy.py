@@ -1,6 +1,7 @@
 """Linear layers that explore."""
 
 import math
+from collections.abc import Sequence
 
 import torch as th
 from torch import nn
@@ -13,7 +14,7 @@ class NoisyLinear(nn.Linear):
 
     Paper: Fortunato et al. 2018, https://arxiv.org/abs/1706.10295, section 3 (b): the weights are
     ``weight + weight_sigma * f(e_out) f(e_in)^T``, the biases ``bias + bias_sigma * f(e_out)``, with
-    ``f(x) = sign(x) sqrt(|x|)``. All samples of a batch share the noise, until ``reset_noise()`` draws it anew.
+    ``f(x) = sign(x) sqrt(|x|)``. All samples of a batch share the noise, until ``reset_noise`` draws it anew.
 
     Means start as those of ``nn.Linear``: uniform in ``+-1 / sqrt(in_features)``, as in the paper. As in the code of
     Kaixhin's Rainbow, which SEER extends, ``bias_sigma`` starts at ``sigma0 / sqrt(out_features)``; the paper has
@@ -35,14 +36,15 @@ class NoisyLinear(nn.Linear):
         self.register_buffer("weight_noise", th.zeros_like(self.weight), persistent=False)
         self.register_buffer("bias_noise", th.zeros_like(self.bias), persistent=False)
         self.noise_enabled = True
-        self.reset_noise()
+        reset_noise([self])
 
-    def reset_noise(self) -> None:
-        """Draw new noise."""
-        noise = th.randn(self.in_features + self.out_features, device=self.weight.device)
-        noise = noise.sign() * noise.abs().sqrt()
-        noise_in, self.bias_noise = noise.split((self.in_features, self.out_features))
-        self.weight_noise = th.outer(self.bias_noise, noise_in)
+    def set_noise(self, noise_in: th.Tensor, noise_out: th.Tensor) -> None:
+        """
+        :param noise_in: ``f(e_in)``, shape ``(in_features,)``
+        :param noise_out: ``f(e_out)``, shape ``(out_features,)``
+        """
+        self.bias_noise = noise_out
+        self.weight_noise = th.outer(noise_out, noise_in)
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         """
@@ -53,3 +55,18 @@ class NoisyLinear(nn.Linear):
             return super().forward(input)
         weight = th.addcmul(self.weight, self.weight_sigma, self.weight_noise)
         return F.linear(input, weight, th.addcmul(self.bias, self.bias_sigma, self.bias_noise))
+
+
+def reset_noise(layers: Sequence[NoisyLinear]) -> None:
+    """
+    Draw new noise, for all layers at once.
+
+    :param layers: of one device
+    """
+    if not layers:
+        return
+    sizes = [size for layer in layers for size in (layer.in_features, layer.out_features)]
+    noise = th.randn(sum(sizes), device=layers[0].weight.device)
+    parts = iter((noise.sign() * noise.abs().sqrt()).split(sizes))
+    for layer in layers:
+        layer.set_noise(next(parts), next(parts))

@@ -11,7 +11,7 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.dqn.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
-from sb3_seer.rainbow.noisy import NoisyLinear
+from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 
 
 class RainbowNetwork(QNetwork):
@@ -116,8 +116,7 @@ class RainbowNetwork(QNetwork):
 
     def reset_noise(self) -> None:
         """Draw new noise for all noisy layers."""
-        for layer in self._noisy_layers():
-            layer.reset_noise()
+        reset_noise(self._noisy_layers())
 
     @contextmanager
     def without_noise(self) -> Iterator[None]:

@@ -52,6 +52,9 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
     critic_target: LatentCritic
 
     def _build(self, lr_schedule: Schedule) -> None:
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and "foreach" not in self.optimizer_kwargs:
+            # The same updates in one pass over the weights
+            self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         for kwargs in (self.actor_kwargs, self.critic_kwargs):
             kwargs["observation_space"] = self.image_space
 
@@ -111,9 +114,10 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             return observations, next_observations, next_observations
         latents = self._encode(observations, self.encoder_networks, detach_after_first=True)
         with th.no_grad():
-            next_latents = self._encode(next_observations, self.encoder_networks)
-            target_latents = self._encode(next_observations, self.target_networks)
-        return latents, next_latents, target_latents
+            # In one call, so that the images become floats once
+            both = self._encode(next_observations, [*self.encoder_networks, *self.target_networks])
+        n = len(self.encoder_networks)
+        return latents, Latents(both.values[:, :n], both.others), Latents(both.values[:, n:], both.others)
 
 
 class CnnPolicy(SEERSACPolicy, SB3CnnPolicy):

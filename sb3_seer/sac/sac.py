@@ -4,13 +4,13 @@ from typing import Any, ClassVar, TypeVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.sac import SAC
 from torch.nn import functional as F
 
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
+from sb3_seer.common.utils import polyak_update
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy
 
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
