@@ -4,9 +4,10 @@ Draw the papers' figures from RL Zoo's log folders: return against steps, floati
     python -m sb3_seer.plots logs/rainbow_seer/AlienNoFrameskip-v4_* logs/rainbow/AlienNoFrameskip-v4_* \\
         -x steps flops time -o alien.png --csv alien.csv
 
-Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. A dotted line
-of the same colour is where the encoder was frozen. Any folder will do in which an ``EvalCallback`` wrote its
-``evaluations.npz``, as ``python -m rl_zoo3.train`` does unless ``--eval-freq`` is negative.
+Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Those of an
+experiment that was named with ``-conf`` have a curve with its name. A dotted line of the same colour is where the encoder was
+frozen. Any folder will do in which an ``EvalCallback`` wrote its ``evaluations.npz``, as ``python -m rl_zoo3.train`` does unless
+``--eval-freq`` is negative.
 
 Operations and time are those of the ``flops.csv`` that SEER algorithms write beside it, and others with a
 :class:`~sb3_seer.common.flops.FlopsCallback`. Without this file, they come from what SB3 and RL Zoo save: the operations from
@@ -83,6 +84,16 @@ class Run:
     def algorithm(self) -> str:
         """RL Zoo's name of it: the folder above"""
         return self.folder.resolve().parent.name
+
+    @property
+    def name(self) -> str:
+        """that of the file that was given as ``-conf``, or else of the algorithm"""
+        for file in self.folder.glob("**/args.yml"):
+            # Not with a YAML reader: RL Zoo writes objects of Python
+            given = re.search(r"^\s*- - conf_file\n\s*- (\S+)$", file.read_text(), re.MULTILINE)
+            if given is not None and given[1] != "null":
+                return re.sub(r"\.(yml|yaml|py)$", "", Path(given[1]).name)
+        return self.algorithm
 
     @property
     def environment(self) -> str:
@@ -165,12 +176,12 @@ class Curve:
     The runs of one algorithm in one environment, at the evaluations that all of them have.
 
     :param environment: its name
-    :param algorithm: its name
+    :param name: of the algorithm, or of the experiment
     :param runs: some, with other seeds
     """
 
     environment: str
-    algorithm: str
+    name: str
     runs: list[Run]
 
     @cached_property
@@ -204,12 +215,12 @@ class Curve:
 def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     """
     :param folders: log folders, in any order
-    :return: a curve for each environment and algorithm, in the order of the first folder of each
+    :return: a curve for each environment and algorithm (or experiment), in the order of the first folder of each
     :raises ValueError: if a folder has no evaluations
     """
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in map(Run.load, folders):
-        runs[run.environment, run.algorithm].append(run)
+        runs[run.environment, run.name].append(run)
     return [Curve(*names, runs_of_one) for names, runs_of_one in runs.items()]
 
 
@@ -229,8 +240,7 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
         raise ImportError('Plots need matplotlib: pip install "sb3_seer[plots]"') from error
 
     environments = list(dict.fromkeys(curve.environment for curve in curves))
-    algorithms = list(dict.fromkeys(curve.algorithm for curve in curves))
-    colours = {algorithm: f"C{i}" for i, algorithm in enumerate(algorithms)}
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(curve.name for curve in curves))}
     figure = Figure(figsize=(3.8 * len(axes), 2.7 * len(environments) + 0.5), layout="constrained")
     panels = figure.subplots(len(environments), len(axes), squeeze=False)
     any_freeze = False
@@ -238,10 +248,10 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
         mean, spread = curve.returns.mean(axis=0), curve.returns.std(axis=0)
         row = panels[environments.index(curve.environment)]
         for panel, axis in zip(row, axes, strict=True):
-            unit, colour = AXES[axis][1], colours[curve.algorithm]
+            unit, colour = AXES[axis][1], colours[curve.name]
             x = curve.x(axis) / unit
             # A line through one point is none
-            panel.plot(x, mean, color=colour, linewidth=1.8, marker="." if len(x) == 1 else None, label=curve.algorithm)
+            panel.plot(x, mean, color=colour, linewidth=1.8, marker="." if len(x) == 1 else None, label=curve.name)
             if len(curve.runs) > 1:
                 panel.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
             freeze = curve.freeze(axis)
@@ -275,13 +285,13 @@ def write_csv(curves: Sequence[Curve], file: str | Path, axes: Sequence[str] = (
     """
     with Path(file).open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["environment", "algorithm", "runs", *axes, "frozen", "return_mean", "return_std"])
+        writer.writerow(["environment", "name", "runs", *axes, "frozen", "return_mean", "return_std"])
         for curve in curves:
             freeze = curve.freeze("steps")
             frozen = np.full(len(curve.timesteps), 0) if freeze is None else (curve.timesteps >= freeze).astype(int)
             columns = [*(curve.x(axis) for axis in axes), frozen, curve.returns.mean(axis=0), curve.returns.std(axis=0)]
             for row in zip(*(column.tolist() for column in columns), strict=True):
-                writer.writerow([curve.environment, curve.algorithm, len(curve.runs), *(f"{value:.12g}" for value in row)])
+                writer.writerow([curve.environment, curve.name, len(curve.runs), *(f"{value:.12g}" for value in row)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

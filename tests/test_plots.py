@@ -2,11 +2,13 @@
 
 import csv
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.colors import same_color
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -62,10 +64,22 @@ def evaluations(folder: Path) -> np.ndarray:
 
 def test_runs_are_grouped_by_environment_and_algorithm(logs: Path) -> None:
     curves = load_curves(folders(logs, "rainbow_seer/*", "rainbow/*"))
-    assert [(curve.environment, curve.algorithm, len(curve.runs)) for curve in curves] == [
+    assert [(curve.environment, curve.name, len(curve.runs)) for curve in curves] == [
         ("Light-v0", "rainbow_seer", 2),
         ("Light-v0", "rainbow", 2),
     ]
+
+
+def test_an_experiment_has_the_name_of_its_file(logs: Path, tmp_path: Path) -> None:
+    """``args.yml`` is what RL Zoo writes of its command line."""
+    for number, conf_file in enumerate([None, "curl.yml", "/somewhere/curl.yml", "my.setups", None]):
+        folder = tmp_path / "curl_seer" / f"dm_control-walker-walk-v0_{number}"
+        shutil.copytree(logs / "rainbow" / "Light-v0_1", folder)
+        arguments = folder / "dm_control-walker-walk-v0" / "args.yml"
+        arguments.parent.mkdir()
+        arguments.write_text(yaml.dump(OrderedDict(algo="curl_seer", conf_file=conf_file, env="dm_control/walker-walk-v0")))
+    curves = load_curves(folders(tmp_path, "curl_seer/*"))
+    assert [(curve.name, len(curve.runs)) for curve in curves] == [("curl_seer", 2), ("curl", 2), ("my.setups", 1)]
 
 
 def test_names_of_folders(tmp_path: Path) -> None:
@@ -204,8 +218,8 @@ def test_the_command_draws_and_writes(logs: Path, tmp_path: Path, capsys: pytest
     assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["environment", "algorithm", "runs", "steps", "flops", "frozen", "return_mean", "return_std"]
-    seer = [row for row in rows if row["algorithm"] == "rainbow_seer"]
+    assert list(rows[0]) == ["environment", "name", "runs", "steps", "flops", "frozen", "return_mean", "return_std"]
+    seer = [row for row in rows if row["name"] == "rainbow_seer"]
     assert [(row["runs"], row["steps"], row["frozen"]) for row in seer] == [
         ("2", "40", "0"),
         ("2", "80", "1"),
@@ -216,7 +230,7 @@ def test_the_command_draws_and_writes(logs: Path, tmp_path: Path, capsys: pytest
     np.testing.assert_allclose([float(row["return_std"]) for row in seer], returns.std(axis=0))
     counted = [row.flops for row in read_rows(logs / "rainbow_seer" / "Light-v0_1" / "flops.csv")]
     assert [float(row["flops"]) for row in seer] == [counted[1], counted[3], counted[4]]
-    assert all(row["frozen"] == "0" for row in rows if row["algorithm"] == "rainbow")
+    assert all(row["frozen"] == "0" for row in rows if row["name"] == "rainbow")
 
 
 @pytest.mark.parametrize("folder", ["", "rainbow_seer", "nowhere"])

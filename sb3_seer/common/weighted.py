@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -52,6 +51,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
 
+        # Read at the end: each .item() would make the host wait for the device
         loss_values = []
         for _ in range(gradient_steps):
             batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -59,7 +59,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
             # Another shape would be broadcast without a word
             assert losses.shape == errors.shape == (len(batch.rewards),)
             loss = (batch.weights.squeeze(dim=1) * losses).mean() if prioritized else losses.mean()
-            loss_values.append(loss.item())
+            loss_values.append(loss.detach())
 
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -71,4 +71,4 @@ class WeightedUpdates(OffPolicyAlgorithm):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", np.mean(loss_values))
+        self.logger.record("train/loss", th.stack(loss_values).mean().item())
