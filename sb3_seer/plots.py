@@ -6,8 +6,8 @@ Draw the papers' figures from RL Zoo's log folders: return against steps, floati
 
 Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Those of an
 experiment that was named with ``-conf`` have a curve with its name. A dotted line of the same colour is where the encoder was
-frozen. Any folder will do in which an ``EvalCallback`` wrote its ``evaluations.npz``, as ``python -m rl_zoo3.train`` does unless
-``--eval-freq`` is negative.
+frozen. Any folder will do in which an ``EvalCallback`` wrote its ``evaluations.npz``, as ``python -m rl_zoo3.train`` does
+unless ``--eval-freq`` is negative.
 
 Operations and time are those of the ``flops.csv`` that SEER algorithms write beside it, and others with a
 :class:`~sb3_seer.common.flops.FlopsCallback`. Without this file, they come from what SB3 and RL Zoo save: the operations from
