@@ -23,6 +23,25 @@ from sb3_seer.common.type_aliases import Latents, Observations
 ENCODER_DTYPES = {"float32": None, "bfloat16": th.bfloat16}
 
 
+def preprocess(observations: PyTorchObs, space: spaces.Space, normalize_images: bool) -> PyTorchObs:
+    """
+    SB3's ``preprocess_obs`` without a second copy of the images: for a batch of 128, making room for that takes half as long
+    as the convolutions.
+
+    :param observations: images, or a dict with some (any keys of the space)
+    :param space: of the observations
+    :param normalize_images: whether to divide pixels by 255
+    :return: float32 images, and all else as a network takes it
+    """
+    floats = preprocess_obs(observations, space, normalize_images=False)
+    if normalize_images:
+        boxes = image_spaces(space)
+        for key, part in (floats if isinstance(floats, dict) else {"": floats}).items():
+            if key in boxes and is_image_space(boxes[key]):  # integers until now, so the floats are no one else's
+                part.div_(255.0)
+    return floats
+
+
 class LatentNetwork(BaseModel):
     """
     Mixin for any SB3 network: its observations are images, as before, or ``Latents``.
@@ -47,10 +66,7 @@ class LatentNetwork(BaseModel):
             others = preprocess_obs(obs.others, self.observation_space) if obs.others else {}
             assert isinstance(others, dict)
             return split(features_extractor).features(obs.values[:, self.latent_index], others)
-        images = center_crop(obs, self.observation_space)
-        if self.autocast_dtype is None:
-            return super().extract_features(images, features_extractor)
-        observations = preprocess_obs(images, self.observation_space, self.normalize_images)
+        observations = preprocess(center_crop(obs, self.observation_space), self.observation_space, self.normalize_images)
         images, others = separate(observations, self.observation_space)
         extractor = split(features_extractor)
         with self.autocast():
@@ -184,7 +200,7 @@ class SEERPolicy(BasePolicy):
         images, others = separate(observations, self.image_space)
         # The layout that convolutions like best, while an image is a quarter of what it is as floats
         images = map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
-        images = self._preprocess(images)
+        images = preprocess(images, self.image_space, self.normalize_images)
         outputs: dict[nn.Module, th.Tensor] = {}
         latents: list[th.Tensor] = []
         for network in networks:
@@ -195,22 +211,6 @@ class SEERPolicy(BasePolicy):
                 output = outputs[extractor.trunk]
                 latents.append(extractor.projection(output.detach() if detach_after_first and latents else output))
         return Latents(th.stack(latents, dim=1).float(), others)  # (batch_size, n_networks, L)
-
-    def _preprocess(self, images: PyTorchObs) -> PyTorchObs:
-        """
-        What SB3's ``preprocess_obs`` makes of images, without a second copy of the batch: for one of 128, making room for
-        that takes half as long as the convolutions.
-
-        :param images: as in the image space; of ``Dict`` observations, by key
-        :return: float32 images, those of pixels between 0 and 1 if ``normalize_images``
-        """
-        floats = preprocess_obs(images, self.image_space, normalize_images=False)
-        if self.normalize_images:
-            boxes = image_spaces(self.image_space)
-            for key, part in (floats if isinstance(floats, dict) else {"": floats}).items():
-                if is_image_space(boxes[key]):  # integers until now, so the floats are no one else's
-                    part.div_(255.0)
-        return floats
 
     def _latent_networks(self) -> list[LatentNetwork]:
         """:return: all networks, targets and those that have a latent from another network included"""
@@ -248,7 +248,7 @@ class SEERPolicy(BasePolicy):
     def encoder_fingerprint(self) -> str:
         """:return: a short hash of all that decides the value of a latent"""
         shapes = {key: box.shape for key, box in image_spaces(self.image_space).items()}
-        digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images}".encode())
+        digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images} {self.encoder_dtype}".encode())
         for network in self.encoder_networks:
             for module in network.encoder_modules():
                 for name, tensor in module.state_dict().items():
