@@ -195,9 +195,10 @@ def test_stacks_are_rebuilt_exactly_whatever_the_padding(padding: str, n_envs: i
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("before", [0, 1, 7, 12, 17, 24, 31], ids="{} rows".format)
-def test_the_freeze_loses_nothing(before: int, n_steps: int, n_envs: int) -> None:
+@pytest.mark.parametrize("views", [0.0, 1.0])
+def test_the_freeze_loses_nothing(views: float, before: int, n_steps: int, n_envs: int) -> None:
     """Invariants 3 and 6: with the ring empty, partly full, just full (12 rows), wrapped, wrapped just full again."""
-    oracle = make_oracle(12 * n_envs, n_envs, n_steps=n_steps, n_augmentations=2, crop=True)
+    oracle = make_oracle(12 * n_envs, n_envs, n_steps=n_steps, n_augmentations=2, crop=True, views=views)
     oracle.add(before)
     oracle.buffer.to_latents()
     # Growth is immediate: two more rounds of the enlarged ring, and it only forgets what it must
@@ -347,8 +348,10 @@ def test_one_call_of_the_encoder_for_each_step(n_envs: int, crop: bool) -> None:
         assert calls == []
 
 
-def test_there_are_latents_to_act_on_right_after_the_freeze() -> None:
-    oracle = make_oracle(n_envs=2, n_augmentations=2, crop=True)
+@pytest.mark.parametrize("views", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_there_are_latents_to_act_on_right_after_the_freeze(seed: int, views: float) -> None:
+    oracle = make_oracle(n_envs=2, n_augmentations=2, crop=True, views=views, seed=seed)
     oracle.add(5)
     assert oracle.buffer.acting is None
     oracle.buffer.to_latents()
@@ -629,6 +632,41 @@ def test_what_is_added_and_sampled_is_not_shared() -> None:
     for step in oracle.steps[-1]:
         step["next_obs"] = step["next_obs"].copy()
     check(oracle)
+
+
+@pytest.mark.parametrize("views", [0.0, 1.0])
+def test_arrays_that_were_added_may_be_written_over(views: float) -> None:
+    """As by environments that use their arrays again."""
+    oracle = make_oracle(n_envs=2, views=views)
+    add = oracle.buffer.add
+
+    def add_and_overwrite(obs: np.ndarray, next_obs: np.ndarray, *args: Any) -> None:
+        add(obs, next_obs, *args)
+        obs[:] = next_obs[:] = 7
+
+    oracle.buffer.add = add_and_overwrite
+    for _ in range(40):
+        oracle.add()
+        check(oracle)
+
+
+@pytest.mark.parametrize("views", [0.0, 1.0])
+def test_a_single_byte_that_did_not_move_on_is_kept(views: float) -> None:
+    """Invariant 7: a stack is only rebuilt from its neighbours if every byte of it can be."""
+    oracle, space, rng = make_oracle(views=views), image_space(3, (2, 3, 4)), np.random.RandomState(0)
+    n_bytes, n_new = int(np.prod(space.shape)), 2 * 3 * 4
+    for changed in range(n_bytes):
+        frames = rng.randint(0, 256, size=(10, 3, 4)).astype(np.uint8)
+        stacks = [frames[2 * i : 2 * i + 6].copy() for i in range(3)]
+        stacks[1].flat[changed] ^= 1
+        buffer = LatentReplayBuffer(3, space, name_space(), device="cpu", n_stack=3)
+        for obs, next_obs in (stacks[:2], stacks[1:]):
+            buffer.add(oracle.batch([obs]), oracle.batch([next_obs]), *np.zeros((3, 1)), [{}])
+        samples = sample_all(buffer)
+        np.testing.assert_array_equal(samples.observations, np.stack(stacks[:2]))
+        np.testing.assert_array_equal(samples.next_observations, np.stack(stacks[1:]))
+        # Only the first stack is kept whole if it is the newest frame that differs
+        assert len(buffer._store.history) == (1 if changed >= n_bytes - n_new else 2)
 
 
 BAD_INPUT = [

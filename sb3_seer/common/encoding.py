@@ -113,7 +113,7 @@ class ImageEncoding(BaseBuffer):
                     latents.successor[row + gap if row >= pos else row, env] = successor.copy()
                 bar.update(len(encoded))
         latents.move_to_end(pos, n_rows)
-        latents.open, latents.pending = images.open, images.pending
+        latents.open, latents.pending_bytes = images.open, images.pending_bytes
         pending = images.pending_stacks
         latents.pending_latents = self._encode(pending)
         self._set_acting(pending, self._encoder_or_raise().encode(self._center_crop(self._to_images(pending))))

@@ -63,6 +63,18 @@ def center_crop(observations: Any, space: spaces.Space) -> Any:
     return {key: CenterCrop(images[key].shape[-2:])(part) if key in images else part for key, part in observations.items()}
 
 
+def sort_bytes(memory: np.ndarray, n_places: int) -> np.ndarray:
+    """
+    :param memory: what ``ImageLayout.in_memory()`` returned, or one observation of it
+    :param n_places: how many places there are to be: 1 for bytes frame by frame, or that of the pixels
+    :return: the same observations, sorted like that
+    """
+    if memory.shape[-2] == n_places:
+        return memory
+    channels = memory.swapaxes(-1, -2).reshape(*memory.shape[:-2], -1, n_places)
+    return np.ascontiguousarray(channels.swapaxes(-1, -2))
+
+
 class ImageLayout:
     """
     Takes observations apart: into the bytes of their images, frame by frame, and into all else.
@@ -81,6 +93,11 @@ class ImageLayout:
         self.shapes = [(-1, n_stack, int(np.prod(box.shape)) // n_stack) for box in self.images.values()]
         self.sizes = [int(np.prod(box.shape)) * box.dtype.itemsize // n_stack for box in self.images.values()]
         self.frame_bytes = sum(self.sizes)
+        # The key of an image that VecTransposeImage may hand on a view of, if there are no others
+        key, box = next(iter(self.images.items()))
+        self.single = key if len(self.images) == 1 and box.dtype == np.uint8 else None
+        self.place_shape = (-1, 1, self.n_stack * self.frame_bytes)
+        self.pixels_shape = (-1, box.shape[1] * box.shape[2], box.shape[0])
 
     def to_bytes(self, observations: Observations) -> np.ndarray:
         """
@@ -95,16 +112,19 @@ class ImageLayout:
         ]
         return np.concatenate(parts, axis=2)
 
-    def channels_last(self, observations: Observations) -> np.ndarray | None:
+    def in_memory(self, observations: Observations) -> np.ndarray:
         """
-        :param observations: a batch of observations
-        :return: the images, channels last, if that is how they lie in memory: ``VecTransposeImage`` hands on views.
-            None if there are several in an observation, or they lie in another order.
+        :param observations: one observation, or a batch
+        :return: the images' bytes as they lie in memory, shape ``(n, n_places, n_bytes)``. Each pixel is a place where the
+            channels come last (``VecTransposeImage`` hands on views); otherwise there is one, with all frame by frame
         """
-        if isinstance(observations, dict) or observations.flags.c_contiguous:
-            return None
-        images = observations.transpose(0, 2, 3, 1)
-        return images if images.flags.c_contiguous else None
+        if self.single is not None:
+            images = observations[self.single] if isinstance(observations, dict) else observations
+            if images.dtype == np.uint8:
+                if images.flags.c_contiguous:
+                    return images.reshape(self.place_shape)
+                return images.swapaxes(-3, -1).swapaxes(-3, -2).reshape(self.pixels_shape)
+        return self.to_bytes(observations).reshape(self.place_shape)
 
     def to_images(self, frames: np.ndarray) -> Observations:
         """

@@ -123,8 +123,6 @@ class LatentReplayBuffer(TransitionSampling):
         # What is no image, by key: of the observation and of the next one, shape (rows, n_envs, 2, *obs_shape)
         self.others: dict[str, np.ndarray] = {}
         self._store: ImageStore | LatentStore | None = None
-        # The next observations of the last step as they lay in memory, and their bytes frame by frame
-        self._recent: tuple[bytes, np.ndarray] | None = None
         self.nbytes = self.buffer_size * self.n_envs * self.layout.frame_bytes
 
     # ---- what it takes and what it holds ----
@@ -167,14 +165,14 @@ class LatentReplayBuffer(TransitionSampling):
         """Forget every transition; the stage stays."""
         super().reset()
         self.n_valid = self.n_clipped = 0
-        self.acting = self._recent = None
+        self.acting = None
         self._store = None  # allocated anew by the next add()
         if self.priorities is not None:
             self.priorities.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # The encoder is the policy's, and `acting` lives on its device
-        return {**self.__dict__, "_encoder": None, "acting": None, "_recent": None}
+        return {**self.__dict__, "_encoder": None, "acting": None}
 
     # ---- storing ----
 
@@ -198,19 +196,18 @@ class LatentReplayBuffer(TransitionSampling):
         :param infos: ``infos[e]["TimeLimit.truncated"]`` as in SB3; ``infos[e]["reset_observation"]``:
             where an episode ended, the first observation of the next one, if known
         """
-        images, next_images = self._recall(obs), self.layout.to_bytes(next_obs)
-        is_next = images is not None
-        if images is None:
-            images = self.layout.to_bytes(obs)
+        store = self._allocate()
+        # To store an image takes its newest frame: to sort all of its bytes would take longer than everything else
+        read = self.layout.in_memory if isinstance(store, ImageStore) else self.layout.to_bytes
+        images, next_images = read(obs), read(next_obs)
         ended = np.asarray(done).reshape(self.n_envs).tolist()
         # After an episode's end, what is expected to come next is the first observation of another
         resets = {
-            env: self.layout.to_bytes(infos[env]["reset_observation"])[0]
+            env: read(infos[env]["reset_observation"])[0]
             for env in range(self.n_envs)
             if ended[env] and infos[env].get("reset_observation") is not None
         }
-        store = self._allocate()
-        continues = [True] * self.n_envs if is_next else store.continues(images)
+        continues = store.continues(images)
         if self.others and self.n_valid > 0:
             # A reset in the middle may show in a key that is no image, and in no other
             for key, array in self.others.items():
@@ -242,18 +239,9 @@ class LatentReplayBuffer(TransitionSampling):
                 array[row, :, i] = np.asarray(observations[key]).reshape(self.n_envs, *array.shape[3:])
         if self.priorities is not None:
             self.priorities.add(np.arange(row * self.n_envs, (row + 1) * self.n_envs))
-        channels_last = self.layout.channels_last(next_obs)
-        self._recent = None if channels_last is None or resets else (channels_last.tobytes(), next_images)
         self.n_valid = n_others + 1
         self.pos = (row + 1) % self.buffer_size
         self.full = self.n_valid == self.buffer_size
-
-    def _recall(self, obs: Observations) -> np.ndarray | None:
-        """:return: bytes of the observations, if they are the next ones of the step before, which were sorted then"""
-        channels_last = self.layout.channels_last(obs)
-        if self._recent is None or channels_last is None or not self._recent[0].startswith(channels_last.data):
-            return None
-        return self._recent[1]
 
     def _allocate(self) -> ImageStore | LatentStore:
         """Memory is taken by the first add(), so that a model loaded to predict takes none."""

@@ -7,10 +7,34 @@ newest row): only then is a *successor* kept aside.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
+from sb3_seer.common.layout import sort_bytes
 from sb3_seer.common.transitions import Asides, TransitionStore
+
+
+@lru_cache(maxsize=2)
+def moving(n_places: int, n_bytes: int, n_new: int) -> np.ndarray:
+    """:return: which bytes of a stack in memory are those of an older frame, shape ``(n_places * n_bytes - n_new,)``"""
+    return np.tile(np.arange(n_bytes) < n_bytes - n_new, n_places)[:-n_new]
+
+
+def moved_on(stack: np.ndarray, next_stack: bytes, n_new: int) -> bool:
+    """
+    :param stack: as it lies in memory, shape ``(n_places, n_bytes)``
+    :param next_stack: another, sorted like that
+    :param n_new: bytes of a frame in a place
+    :return: whether the next stack is the first one without its oldest frame, and with a newer one
+    """
+    # A frame that moves on in the stack moves by as many bytes in memory
+    older = stack.ravel()[n_new:]
+    if len(stack) == 1:
+        return next_stack.startswith(older.data)
+    differs = older != np.frombuffer(next_stack, np.uint8, len(older))
+    differs &= moving(*stack.shape, n_new)
+    return not differs[differs.argmax()]  # faster than any()
 
 
 class ImageStore(TransitionStore):
@@ -61,6 +85,22 @@ class ImageStore(TransitionStore):
         """the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``"""
         return self.pending_bytes.reshape(self.n_envs, self.n_stack, -1)
 
+    def continues(self, obs: np.ndarray) -> list[bool]:
+        """
+        :param obs: the observations as they lie in memory, shape ``(n_envs, n_places, n_bytes)``
+        :return: for each env, whether that is the observation expected
+        """
+        self.sort_pending(obs.shape[1])
+        return super().continues(obs)
+
+    def sort_pending(self, n_places: int) -> None:
+        """
+        :param n_places: how the bytes of `pending` are to be sorted, see ``ImageLayout.in_memory()``
+        """
+        if n_places != self.n_places:
+            self.pending = [sort_bytes(frames[None], n_places).tobytes() for frames in self.pending_bytes]
+            self.n_places = n_places
+
     def evict(self, row: int) -> None:
         super().evict(row)
         self.oldest = (row + 1) % self.rows
@@ -86,27 +126,29 @@ class ImageStore(TransitionStore):
         """
         :param row: the row to write
         :param follows: for each env, whether the row before is held and ``obs`` is what was expected after it
-        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
-        :param next_obs: bytes of the next observations, same shape
-        :param resets: of envs where an episode ended, bytes of the next one's first observation, if known
+        :param obs: what ``continues()`` was asked about
+        :param next_obs: the next observations, sorted like that or not
+        :param resets: of envs where an episode ended, the next one's first observation, if known
         :param done: for each env, whether the episode ended
         """
-        self.frames[row] = obs[:, -1]
-        self.linked[row] = False
+        n_new = obs.shape[2] // self.n_stack
+        next_obs = sort_bytes(next_obs, self.n_places)
+        self.frames[row].reshape(self.n_envs, n_new, -1)[...] = obs[:, :, -n_new:].transpose(0, 2, 1)
         for env in range(self.n_envs):
             if follows[env] and self.shifted[env]:
                 self.newest_age[env] = min(self.newest_age[env] + 1, self.n_stack - 1)
             elif self.n_stack > 1:
                 self.newest_age[env] = 0
-                self.history[row, env] = self._history_of(obs[env])
+                self.history[row, env] = self._history_of(self._frame_by_frame(obs[env]))
+            self.age[row, env] = self.newest_age[env]
+            self.linked[row, env] = False
             expected = next_obs[env].tobytes()
-            shifted = expected.startswith(obs[env, 1:])
+            shifted = self.n_stack == 1 or moved_on(obs[env], expected, n_new)
             if done[env]:
-                self.successor[row, env] = next_obs[env, -1 if shifted else 0 :].copy()
-            self.pending[env] = resets[env].tobytes() if env in resets else expected
+                self.successor[row, env] = self._frame_by_frame(next_obs[env])[-1 if shifted else 0 :].copy()
+            self.pending[env] = sort_bytes(resets[env], self.n_places).tobytes() if env in resets else expected
             self.open[env] = not done[env]
             self.shifted[env] = shifted and not done[env]
-        self.age[row] = self.newest_age
 
     def observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
@@ -154,6 +196,10 @@ class ImageStore(TransitionStore):
             for stack, key in zip(successors, keys, strict=True):
                 self._to_successor(stack, *key)
             yield first, stacks, keys, successors
+
+    def _frame_by_frame(self, stack: np.ndarray) -> np.ndarray:
+        """:return: shape [n_stack, frame_bytes], of a stack as it lies in memory"""
+        return stack.T.reshape(self.n_stack, -1)
 
     def _history_of(self, stack: np.ndarray) -> np.ndarray:
         """The older frames of a stack, less those in front that only repeat the one after them (padding)."""

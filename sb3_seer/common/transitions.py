@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_seer.common.layout import sort_bytes
+
 
 class Asides:
     """A few arrays of varying length, kept aside under a row and an env."""
@@ -57,6 +59,8 @@ class TransitionStore(ABC):
         self.successor = Asides()
         # The observation that each env is expected to go on with: nothing in numpy compares as fast as bytes do
         self.pending: list[bytes] = [b""] * n_envs
+        # How their bytes are sorted, see ImageLayout.in_memory()
+        self.n_places = 1
         # open[e]: the newest row of env e did not end an episode, so that `pending` is its next observation
         self.open = [False] * n_envs
 
@@ -74,12 +78,14 @@ class TransitionStore(ABC):
 
     @property
     def pending_bytes(self) -> np.ndarray:
-        """the observations expected next, shape ``(n_envs, n_bytes)``"""
-        return np.frombuffer(b"".join(self.pending), dtype=np.uint8).reshape(self.n_envs, -1).copy()
+        """the observations expected next, frame by frame, shape ``(n_envs, n_bytes)``"""
+        memory = np.frombuffer(b"".join(self.pending), dtype=np.uint8).reshape(self.n_envs, self.n_places, -1)
+        return sort_bytes(memory, 1).reshape(self.n_envs, -1).copy()
 
     @pending_bytes.setter
     def pending_bytes(self, observations: np.ndarray) -> None:
         self.pending = [observation.tobytes() for observation in observations]
+        self.n_places = 1
 
     def continues(self, obs: np.ndarray) -> list[bool]:
         """
@@ -87,7 +93,7 @@ class TransitionStore(ABC):
         :return: for each env, whether that is the observation expected
         """
         # Of the same length, unless nothing is expected
-        return [pending.startswith(observation) for observation, pending in zip(obs, self.pending, strict=True)]
+        return [pending.startswith(obs[env]) for env, pending in enumerate(self.pending)]
 
     def link(self, row: int, continues: list[bool]) -> None:
         """
