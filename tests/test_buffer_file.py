@@ -226,12 +226,14 @@ def save_over_and_over(model: SEERQRDQN, folder: Path, ready: int) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
-    """30 kills at random moments: there always is a model and a buffer to go on with."""
-    rng, n_killed_while_saving = random.Random(0), 0
+    """30 kills at random moments, 10 or more while saving: there always is a model and a buffer to go on with."""
+    rng, n_killed, n_killed_while_saving = random.Random(0), 0, 0
     model = make_model(SEERQRDQN, freeze_after=50, buffer_size=4_000)
     model.learn(40)
     n_transitions = model.replay_buffer.size()
-    for _ in range(30):
+    while n_killed < 30 or n_killed_while_saving < 10 or not model.encoder_frozen:
+        n_killed += 1
+        assert n_killed < 200
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -256,5 +258,4 @@ def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
         assert n_transitions <= model.replay_buffer.size() <= model.num_timesteps
         n_transitions = model.replay_buffer.size()
         model.replay_buffer.sample(4)
-    assert n_killed_while_saving >= 10
-    assert model.encoder_frozen and model.replay_buffer.stage == "latents"
+    assert model.replay_buffer.stage == "latents"

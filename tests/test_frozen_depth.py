@@ -82,6 +82,11 @@ def n_frozen(encoder: type[LayeredExtractor], layer: str) -> int:
     return N_CONVOLUTIONS[encoder] + 1 if layer == "fc1" else int(layer.removeprefix("conv"))
 
 
+def flatten(outputs: th.Tensor) -> th.Tensor:
+    """Feature maps pixel by pixel; what is flat stays as it is."""
+    return outputs.permute(0, 2, 3, 1).flatten(1) if outputs.ndim == 4 else outputs
+
+
 def layer_outputs(encoder: type[LayeredExtractor], images: th.Tensor) -> dict[str, th.Tensor]:
     """Oracle: what each layer puts out, and the features: the papers' layers, with the weights of the uncut encoder."""
     tensors = list(make_encoder(encoder).state_dict().values())
@@ -98,13 +103,13 @@ def layer_outputs(encoder: type[LayeredExtractor], images: th.Tensor) -> dict[st
                 x = x + F.conv2d(F.relu(F.conv2d(F.relu(x), *a, padding=1)), *b, padding=1)
                 outputs[f"conv{5 * stage + 2 * block + 3}"] = x
         outputs["conv15"] = x = F.relu(x)
-        outputs["fc1"] = F.linear(x.flatten(1), *weights[15])
+        outputs["fc1"] = F.linear(flatten(x), *weights[15])
         outputs["features"] = F.relu(outputs["fc1"])
         return outputs
     strides = [2, 1, 1, 1] if encoder is PixelEncoder else [5, 5]
     for i, stride in enumerate(strides):
         outputs[f"conv{i + 1}"] = x = F.relu(F.conv2d(x, *weights[i], stride=stride))
-    outputs["features"] = x.flatten(1)
+    outputs["features"] = flatten(x)
     if encoder is PixelEncoder:
         outputs["fc1"] = F.linear(outputs["features"], *weights[4])
         outputs["features"] = F.layer_norm(outputs["fc1"], (8,), *weights[5])
@@ -119,7 +124,7 @@ def test_a_latent_is_what_the_layer_puts_out(encoder, layer, shape):
     assert outputs[layer].shape[1:] == shape
     latents = extractor.encode(images)
     assert latents.shape == (3, extractor.latent_dim)
-    th.testing.assert_close(latents, outputs[layer].flatten(1), rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(latents, flatten(outputs[layer]), rtol=1e-4, atol=1e-5)
     features = extractor.head(latents)
     assert features.shape == (3, extractor.features_dim)
     th.testing.assert_close(features, outputs["features"], rtol=1e-4, atol=1e-5)

@@ -45,6 +45,7 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
         the critic's extractor (N = 1). An extractor that is no ``SplitExtractor`` is always shared: nothing tells
         its convolutions from the rest. Convolutions that come after the freeze (``freeze_at``) are shared as well, so the
         actor's loss never trains one; they run once for each network, and N = 1.
+    :param optimizer_kwargs: as in SB3; Adam is fused unless they say otherwise: the same updates in one pass over the weights
     """
 
     actor: LatentActor
@@ -53,7 +54,6 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and "foreach" not in self.optimizer_kwargs:
-            # The same updates in one pass over the weights
             self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         for kwargs in (self.actor_kwargs, self.critic_kwargs):
             kwargs["observation_space"] = self.image_space
