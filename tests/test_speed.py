@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import polyak_update as sb3_polyak_update
 from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
 from tiny_envs import TinyEncoder
 
+from benchmarks import speed
 from sb3_seer import SEERCURL, SEERDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
 from sb3_seer.common.encoders import FlattenPixels
 from sb3_seer.common.policies import preprocess
@@ -158,3 +159,8 @@ def test_a_bfloat16_encoder_trains_freezes_saves_and_loads(algorithm, tmp_path):
 def test_another_dtype_of_the_encoder_is_refused():
     with pytest.raises(ValueError, match="encoder_dtype: 'float16' was given, allowed are 'float32' and 'bfloat16'"):
         make_model(SEERDQN, policy_kwargs=dict(encoder_dtype="float16"))
+
+
+def test_the_benchmark_measures_all_that_it_compares():
+    measured = {name for agents in speed.agents("cpu") for name in agents}
+    assert measured == {name for ours, theirs, _ in speed.COMPARISONS for name in (ours, theirs)}
