@@ -6,7 +6,14 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch.nn import functional as F
 
 from sb3_seer import DataEfficientCNN, ImpalaCNN, PixelEncoder
-from sb3_seer.common.augmentations import CenterCrop, RandomCrop, RandomShift, make_augmentation
+from sb3_seer.common.augmentations import (
+    CenterCrop,
+    RandomCrop,
+    RandomShift,
+    _cut_at_once,
+    _cut_one_by_one,
+    make_augmentation,
+)
 from sb3_seer.common.extractors import split
 
 
@@ -104,6 +111,15 @@ def test_random_crop_cuts_one_window_of_all_channels(dtype):
         assert len(place) == 1
         seen.add(place[0])
     assert len(seen) == 12  # every place is drawn
+
+
+def test_windows_are_the_same_however_they_are_cut():
+    images = th.arange(3 * 2 * 9 * 8, dtype=th.uint8).view(3, 2, 9, 8)
+    places = th.tensor([0, 2, 4]), th.tensor([3, 0, 1])
+    windows = _cut_one_by_one(images, *places, 5, 4)
+    assert th.equal(windows, _cut_at_once(images, *places, 5, 4))
+    assert th.equal(windows[2], images[2, :, 4:9, 1:5])
+    assert RandomCrop(5)(images[:0]).shape == (0, 2, 5, 5)
 
 
 def test_random_shift_moves_and_repeats_the_border():

@@ -233,7 +233,7 @@ class SEERPolicy(BasePolicy):
             module.requires_grad_(False)
             module.zero_grad(set_to_none=True)
         self.encoder_frozen, self._frozen_modules = True, list(frozen)
-        self.set_training_mode(self.training)
+        self._set_training_mode(self.training)
 
     def set_training_mode(self, mode: bool) -> None:
         """
@@ -241,6 +241,10 @@ class SEERPolicy(BasePolicy):
 
         :param mode: True for training mode
         """
+        if mode != self.training:  # each acting and each encoding asks for it, and there are many modules
+            self._set_training_mode(mode)
+
+    def _set_training_mode(self, mode: bool) -> None:
         super().set_training_mode(mode)
         for module in self._frozen_modules:
             module.eval()
