@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from torch import nn
 
 
@@ -131,6 +132,37 @@ def make_augmentation(augmentation: str | nn.Module | None, kwargs: dict[str, An
         return AUGMENTATIONS[augmentation](**(kwargs or {}))
     except TypeError as error:
         raise ValueError(f"augmentation_kwargs={kwargs} do not fit augmentation={augmentation!r}: {error}") from error
+
+
+def augmented_sizes(
+    augmentation: nn.Module | None, images: dict[str, spaces.Box], device: th.device
+) -> dict[str, tuple[int, int]]:
+    """
+    Try out an augmentation.
+
+    :param augmentation: module from images to images, or None
+    :param images: spaces of the images, by key
+    :param device: where to
+    :return: (height, width) of the images that it puts out, by key, of those that it does not leave as large as they are
+    :raises ValueError: if these are larger, or have another number of channels
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    if augmentation is None:
+        return sizes
+    for key, box in images.items():
+        shape = box.shape
+        batch = th.as_tensor(np.zeros((1, *shape), dtype=box.dtype), device=device)
+        # Trying it out must not move the random numbers of the training
+        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            output = augmentation(batch)
+        if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
+            raise ValueError(
+                f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
+                f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
+            )
+        if output.shape[2:] != shape[1:]:
+            sizes[key] = output.shape[2], output.shape[3]
+    return sizes
 
 
 def _positive_int(name: str, value: Any) -> int:

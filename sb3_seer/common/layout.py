@@ -1,6 +1,7 @@
 """Which parts of an observation are images, and how these lie in memory."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,28 @@ def sort_bytes(memory: np.ndarray, n_places: int) -> np.ndarray:
         return memory
     channels = memory.swapaxes(-1, -2).reshape(*memory.shape[:-2], -1, n_places)
     return np.ascontiguousarray(channels.swapaxes(-1, -2))
+
+
+@lru_cache(maxsize=2)
+def moving(n_places: int, n_bytes: int, n_new: int) -> np.ndarray:
+    """:return: which bytes of a stack in memory are those of an older frame, shape ``(n_places * n_bytes - n_new,)``"""
+    return np.tile(np.arange(n_bytes) < n_bytes - n_new, n_places)[:-n_new]
+
+
+def moved_on(stack: np.ndarray, next_stack: bytes, n_new: int) -> bool:
+    """
+    :param stack: as it lies in memory, shape ``(n_places, n_bytes)``
+    :param next_stack: another, sorted like that
+    :param n_new: bytes of a frame in a place
+    :return: whether the next stack is the first one without its oldest frame, and with a newer one
+    """
+    # A frame that moves on in the stack moves by as many bytes in memory
+    older = stack.ravel()[n_new:]
+    if len(stack) == 1:
+        return next_stack.startswith(older.data)
+    differs = older != np.frombuffer(next_stack, np.uint8, len(older))
+    differs &= moving(*stack.shape, n_new)
+    return not differs[differs.argmax()]  # faster than any()
 
 
 class ImageLayout:

@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
-from sb3_seer.common.augmentations import make_augmentation
+from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.extractors import can_split
@@ -119,7 +119,10 @@ class SEERMixin(SEERSaving):
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer(augmentation)
         policy_kwargs, n_steps = self.policy_kwargs, self.n_steps
-        self.policy_kwargs = {**policy_kwargs, "image_size": self._augmented_size(augmentation)}
+        self.policy_kwargs = {
+            **policy_kwargs,
+            "image_size": augmented_sizes(augmentation, image_spaces(self.observation_space), self.device),
+        }
         # The buffer knows its n_steps already: SB3 would warn of them, and has none for Dict observations
         self.replay_buffer_class, self.n_steps = LatentReplayBuffer, 1
         super()._setup_model()
@@ -193,30 +196,6 @@ class SEERMixin(SEERSaving):
                 'latent_dtype="uint8" is fitted on the observations that are stored at the freeze, and freeze_after=0 leaves '
                 'none: allowed with it are "float32" and "float16"'
             )
-
-    def _augmented_size(self, augmentation: nn.Module | None) -> dict[str, tuple[int, int]]:
-        """
-        :param augmentation: module from images to images, or None
-        :return: (height, width) of the images that it puts out, by key, of those that it does not leave as large as they are
-        :raises ValueError: if these are larger, or have another number of channels
-        """
-        sizes: dict[str, tuple[int, int]] = {}
-        if augmentation is None:
-            return sizes
-        for key, box in image_spaces(self.observation_space).items():
-            shape = box.shape
-            images = th.as_tensor(np.zeros((1, *shape), dtype=box.dtype), device=self.device)
-            # Trying it out must not move the random numbers of the training
-            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                output = augmentation(images)
-            if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
-                raise ValueError(
-                    f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
-                    f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
-                )
-            if output.shape[2:] != shape[1:]:
-                sizes[key] = output.shape[2], output.shape[3]
-        return sizes
 
     def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
         kwargs: dict[str, Any] = dict(

@@ -7,34 +7,11 @@ newest row): only then is a *successor* kept aside.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 
-from sb3_seer.common.layout import sort_bytes
+from sb3_seer.common.layout import moved_on, sort_bytes
 from sb3_seer.common.transitions import Asides, TransitionStore
-
-
-@lru_cache(maxsize=2)
-def moving(n_places: int, n_bytes: int, n_new: int) -> np.ndarray:
-    """:return: which bytes of a stack in memory are those of an older frame, shape ``(n_places * n_bytes - n_new,)``"""
-    return np.tile(np.arange(n_bytes) < n_bytes - n_new, n_places)[:-n_new]
-
-
-def moved_on(stack: np.ndarray, next_stack: bytes, n_new: int) -> bool:
-    """
-    :param stack: as it lies in memory, shape ``(n_places, n_bytes)``
-    :param next_stack: another, sorted like that
-    :param n_new: bytes of a frame in a place
-    :return: whether the next stack is the first one without its oldest frame, and with a newer one
-    """
-    # A frame that moves on in the stack moves by as many bytes in memory
-    older = stack.ravel()[n_new:]
-    if len(stack) == 1:
-        return next_stack.startswith(older.data)
-    differs = older != np.frombuffer(next_stack, np.uint8, len(older))
-    differs &= moving(*stack.shape, n_new)
-    return not differs[differs.argmax()]  # faster than any()
 
 
 class ImageStore(TransitionStore):
