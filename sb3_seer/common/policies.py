@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
-from sb3_seer.common.extractors import split
+from sb3_seer.common.extractors import SplitExtractor, split
 from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
@@ -23,23 +23,30 @@ from sb3_seer.common.type_aliases import Latents, Observations
 ENCODER_DTYPES = {"float32": None, "bfloat16": th.bfloat16}
 
 
-def preprocess(observations: PyTorchObs, space: spaces.Space, normalize_images: bool) -> PyTorchObs:
+def preprocess_images(images: PyTorchObs, space: spaces.Space, normalize_images: bool) -> PyTorchObs:
     """
-    SB3's ``preprocess_obs`` without a second copy of the images: for a batch of 128, making room for that takes half as long
-    as the convolutions.
+    What SB3's ``preprocess_obs`` makes of images, without a second copy of the floats.
 
-    :param observations: images, or a dict with some (any keys of the space)
+    :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
     :param space: of the observations
     :param normalize_images: whether to divide pixels by 255
-    :return: float32 images, and all else as a network takes it
+    :return: float32 images
     """
-    floats = preprocess_obs(observations, space, normalize_images=False)
+    floats = preprocess_obs(images, space, normalize_images=False)
     if normalize_images:
         boxes = image_spaces(space)
         for key, part in (floats if isinstance(floats, dict) else {"": floats}).items():
-            if key in boxes and is_image_space(boxes[key]):  # integers until now, so the floats are no one else's
+            if is_image_space(boxes[key]):  # integers until now, so the floats are no one else's
                 part.div_(255.0)
     return floats
+
+
+def channels_last(images: PyTorchObs) -> PyTorchObs:
+    """
+    :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
+    :return: the same in the layout that convolutions like best. It is cheapest while a pixel is a byte
+    """
+    return map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
 
 
 class LatentNetwork(BaseModel):
@@ -62,16 +69,19 @@ class LatentNetwork(BaseModel):
         :param features_extractor: the features extractor to use
         :return: features, shape ``(batch_size, features_dim)``
         """
-        if isinstance(obs, Latents):
-            others = preprocess_obs(obs.others, self.observation_space) if obs.others else {}
-            assert isinstance(others, dict)
-            return split(features_extractor).features(obs.values[:, self.latent_index], others)
-        observations = preprocess(center_crop(obs, self.observation_space), self.observation_space, self.normalize_images)
-        images, others = separate(observations, self.observation_space)
         extractor = split(features_extractor)
-        with self.autocast():
-            latents = extractor.projection(extractor.run_trunk(images))
-        return extractor.features(latents.float(), others)
+        if isinstance(obs, Latents):
+            latents, others = obs.values[:, self.latent_index], obs.others
+        else:
+            images, others = separate(center_crop(obs, self.observation_space), self.observation_space)
+            if isinstance(extractor, SplitExtractor):  # SB3's own compute what they do there, to the last bit
+                images = channels_last(images)
+            images = preprocess_images(images, self.observation_space, self.normalize_images)
+            with self.autocast():
+                latents = extractor.projection(extractor.run_trunk(images)).float()
+        if others:
+            others = preprocess_obs(others, self.observation_space)  # type: ignore[assignment]
+        return extractor.features(latents, others)
 
     def autocast(self) -> th.autocast:
         """:return: the context in which the encoder runs, heads do not"""
@@ -198,9 +208,7 @@ class SEERPolicy(BasePolicy):
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
         images, others = separate(observations, self.image_space)
-        # The layout that convolutions like best, while an image is a quarter of what it is as floats
-        images = map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
-        images = preprocess(images, self.image_space, self.normalize_images)
+        images = preprocess_images(channels_last(images), self.image_space, self.normalize_images)
         outputs: dict[nn.Module, th.Tensor] = {}
         latents: list[th.Tensor] = []
         for network in networks:
