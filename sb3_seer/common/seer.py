@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
+from sb3_seer.common.allocator import keep_freed_memory, return_freed_memory
 from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.codec import LatentCodec
@@ -241,6 +242,7 @@ class SEERMixin(SEERSaving):
         self.policy.freeze_encoder()
         self._latent_codec = self.replay_buffer.codec
         self.encoder_frozen = True
+        return_freed_memory()  # no gradient step will need as much again
         if self.replay_buffer.acting is not None:
             self.policy.remember(*self.replay_buffer.acting)
 
@@ -292,6 +294,8 @@ class SEERMixin(SEERSaving):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
             self.replay_buffer.set_encoder(self.policy)  # a copy of the model has a buffer without
+            if self.device.type == "cpu":
+                keep_freed_memory()
         return super()._setup_learn(*args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

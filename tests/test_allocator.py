@@ -1,0 +1,82 @@
+"""Memory that is freed on a CPU: kept for the next gradient step, returned at the freeze."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch as th
+from test_invariants import make_model
+
+from sb3_seer import SEERDQN
+from sb3_seer.common.allocator import ENVIRONMENT_VARIABLES, keep_freed_memory, return_freed_memory
+
+PROGRAM = """
+import resource
+import torch as th
+from sb3_seer.common.allocator import keep_freed_memory, return_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [th.ones(2**20) for _ in range(20)]
+    del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+page_faults()
+before = page_faults(), megabytes()
+done = keep_freed_memory()
+page_faults()
+after = page_faults(), megabytes()
+return_freed_memory()
+print(done, before[0], after[0], after[1] - before[1], megabytes() - before[1])
+"""
+
+
+def run(**variables: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT_VARIABLES}
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True).stdout.split()
+
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees memory in another way")
+
+
+@glibc
+def test_freed_memory_is_kept_until_it_is_returned():
+    done, faults_before, faults_after, kept, returned = run()
+    assert done == "True"
+    assert int(faults_before) > 10_000 and int(faults_after) < 1_000
+    assert float(kept) > 70 and float(returned) < 10
+
+
+@glibc
+@pytest.mark.parametrize("variable", ENVIRONMENT_VARIABLES)
+def test_the_environment_has_the_last_word(variable):
+    assert run(**{variable: "glibc.malloc.perturb=0" if variable == "GLIBC_TUNABLES" else "131072"})[0] == "False"
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    class Musl:
+        mallopt = malloc_trim = None
+
+    monkeypatch.setattr("sb3_seer.common.allocator.ctypes.CDLL", lambda name: Musl())
+    assert keep_freed_memory() is False
+    return_freed_memory()
+
+
+def test_it_is_kept_while_the_encoder_learns_on_a_cpu(monkeypatch):
+    calls = []
+    for name in ("keep_freed_memory", "return_freed_memory"):
+        monkeypatch.setattr(f"sb3_seer.common.seer.{name}", lambda name=name: calls.append(name))
+    model = make_model(SEERDQN, freeze_after=40)
+    assert calls == []
+    model.learn(60)
+    assert calls == ["keep_freed_memory", "return_freed_memory"]
+    model.device = th.device("cuda")
+    model._setup_learn(10, None)
+    assert len(calls) == 2
