@@ -3,6 +3,7 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,10 @@ class LatentNetwork(BaseModel):
             others = preprocess_obs(others, self.observation_space)  # type: ignore[assignment]
         return extractor.features(latents, others)
 
-    def autocast(self) -> th.autocast:
+    def autocast(self) -> AbstractContextManager:
         """:return: the context in which the encoder runs, heads do not"""
-        return th.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        # Only where it is needed: to find the device is to list the parameters
+        return nullcontext() if self.autocast_dtype is None else th.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """
