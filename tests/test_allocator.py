@@ -62,7 +62,13 @@ def test_the_environment_has_the_last_word(variable):
 
 def test_another_c_library_is_left_alone(monkeypatch):
     class Musl:
-        mallopt = malloc_trim = None
+        """Has the functions, and may mean something else by them."""
+
+        @staticmethod
+        def mallopt(*args: int) -> int:
+            raise AssertionError(args)
+
+        malloc_trim = mallopt
 
     monkeypatch.setattr("sb3_seer.common.allocator.ctypes.CDLL", lambda name: Musl())
     assert keep_freed_memory() is False

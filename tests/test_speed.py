@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import polyak_update as sb3_polyak_update
 from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
 from tiny_envs import TinyEncoder
@@ -13,8 +14,10 @@ from tiny_envs import TinyEncoder
 from benchmarks import speed
 from sb3_seer import SEERCURL, SEERDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
 from sb3_seer.common.encoders import FlattenPixels
+from sb3_seer.common.extractors import split
 from sb3_seer.common.policies import preprocess_images
 from sb3_seer.common.utils import polyak_update
+from sb3_seer.dqn.policies import CnnPolicy
 from sb3_seer.rainbow.noisy import NoisyLinear
 
 # Of numbers of 8 bits: a rounding changes one by up to 1 / 256
@@ -48,6 +51,17 @@ def test_images_are_preprocessed_as_in_sb3(dtype, normalize_images):
         result = preprocess_images(observations, space, normalize_images)
         th.testing.assert_close(result, preprocess_obs(before, space, normalize_images), rtol=0, atol=0)
         th.testing.assert_close(observations, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("extractor, expected", [(DataEfficientCNN, True), (NatureCNN, False)])
+def test_images_are_laid_out_channels_last_for_encoders_that_are_not_sb3s(extractor, expected):
+    space = spaces.Box(0, 255, (3, 36, 36), "uint8")
+    policy = CnnPolicy(space, spaces.Discrete(2), lambda _: 1e-3, features_extractor_class=extractor)
+    seen = []
+    trunk = split(policy.q_net.features_extractor).trunk
+    trunk.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous(memory_format=th.channels_last)))
+    policy.q_net(th.zeros(2, *space.shape, dtype=th.uint8))
+    assert seen == [expected]
 
 
 def test_feature_maps_are_flattened_without_a_copy():
