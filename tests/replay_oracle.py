@@ -111,7 +111,10 @@ class Oracle:
     def batch(self, observations: list[np.ndarray]) -> np.ndarray:
         stacked = np.stack(observations)
         if self.rng.rand() < self.views:
-            return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+            channels_last = np.ascontiguousarray(stacked.transpose(0, 2, 3, 1))
+            if self.rng.rand() < 0.2:  # what is left of images with one channel more
+                channels_last = np.concatenate((channels_last[..., :1], channels_last), axis=3)[..., 1:]
+            return channels_last.transpose(0, 3, 1, 2)
         return stacked
 
     def clear(self) -> None:

@@ -26,8 +26,9 @@ def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
 
 def _cut_one_by_one(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: int, width: int) -> th.Tensor:
     """The windows at these places, shape ``(batch_size, channels, height, width)``: 3 to 5 times as fast on a CPU."""
-    places = zip(images, tops.tolist(), lefts.tolist(), strict=True)
-    return th.stack([image[:, top : top + height, left : left + width] for image, top, left in places])
+    places = zip(images.split(1), tops.tolist(), lefts.tolist(), strict=True)
+    # Unlike stack(), cat() leaves the channels where they lie in memory
+    return th.cat([image[..., top : top + height, left : left + width] for image, top, left in places])
 
 
 def _cut_at_once(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: int, width: int) -> th.Tensor:

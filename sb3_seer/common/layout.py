@@ -146,8 +146,20 @@ class ImageLayout:
             if images.dtype == np.uint8:
                 if images.flags.c_contiguous:
                     return images.reshape(self.place_shape)
-                return images.swapaxes(-3, -1).swapaxes(-3, -2).reshape(self.pixels_shape)
+                return np.ascontiguousarray(images.swapaxes(-3, -1).swapaxes(-3, -2).reshape(self.pixels_shape))
         return self.to_bytes(observations).reshape(self.place_shape)
+
+    def from_memory(self, memory: np.ndarray) -> Observations:
+        """
+        :param memory: what ``in_memory()`` returned, or a copy of it
+        :return: the images that it is, views of it if they are no ``Dict`` of several; of a ``Dict`` space, by key
+        """
+        if memory.shape[1] == 1:
+            return self.to_images(memory.reshape(len(memory), self.n_stack, -1))
+        (key, box) = next(iter(self.images.items()))
+        channels, height, width = box.shape
+        images = memory.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
+        return {key: images} if self.is_dict else images
 
     def to_images(self, frames: np.ndarray) -> Observations:
         """

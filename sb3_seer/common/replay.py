@@ -1,5 +1,6 @@
 """The replay buffer that stores images until the encoder is frozen, and latents from then on."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ from torch import nn
 
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.layout import ImageLayout, image_spaces
-from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
+from sb3_seer.common.memory import LATENT_DTYPES
 from sb3_seer.common.priorities import Priorities
-from sb3_seer.common.sampling import TransitionSampling
 from sb3_seer.common.storage import ImageStore, LatentStore
+from sb3_seer.common.switch import StageSwitch
 from sb3_seer.common.type_aliases import Observations
 
 
-class LatentReplayBuffer(TransitionSampling):
+class LatentReplayBuffer(StageSwitch):
     """
     Replay buffer that holds images until ``to_latents()`` is called, and K * N latents an observation
     from then on, in the same bytes: see section 4 of the SEER paper (Chen et al., 2021).
@@ -127,29 +128,6 @@ class LatentReplayBuffer(TransitionSampling):
 
     # ---- what it takes and what it holds ----
 
-    def plan(self) -> MemoryPlan:
-        """
-        :return: bytes and transitions of both stages
-        """
-        n_networks, latent_dim = self._known_latent_shape()
-        return MemoryPlan(
-            image_transitions=self.nbytes // self.layout.frame_bytes,
-            n_envs=self.n_envs,
-            frame_bytes=self.layout.frame_bytes,
-            number_bytes=np.dtype(self.latent_dtype).itemsize,
-            n_networks=n_networks,
-            n_augmentations=self.n_augmentations,
-            latent_dim=latent_dim,
-            max_latent_transitions=self.max_latent_buffer_size,
-            step_bytes=self._step_bytes(),
-        )
-
-    def check_capacity(self) -> None:
-        """
-        :raises ValueError: if the latents of an observation take more bytes than its newest frame
-        """
-        self.plan().check_capacity()
-
     def size(self) -> int:
         """
         :return: rows that hold transitions
@@ -160,6 +138,17 @@ class LatentReplayBuffer(TransitionSampling):
     def aside_bytes(self) -> int:
         """Bytes of the few frames and latents that are kept aside, at the ends of episodes."""
         return 0 if self._store is None else self._store.aside_bytes()
+
+    def check_asides(self) -> None:
+        """Warn if what is kept aside is no longer little: the stacks do not move on frame by frame."""
+        held = self.n_valid * self.n_envs * self.layout.frame_bytes
+        if self.stage == "images" and self.n_stack > 1 and self.aside_bytes > max(held, self.nbytes // 10) / 2:
+            warnings.warn(
+                "The replay buffer takes at least half as much memory again as was announced: the observations do not move "
+                f"on by one of {self.n_stack} stacked frames in a step. To store each as it is, give "
+                "replay_buffer_kwargs=dict(n_stack=1)",
+                stacklevel=2,
+            )
 
     def reset(self) -> None:
         """Forget every transition; the stage stays."""
@@ -197,8 +186,8 @@ class LatentReplayBuffer(TransitionSampling):
             where an episode ended, the first observation of the next one, if known
         """
         store = self._allocate()
-        # To store an image takes its newest frame: to sort all of its bytes would take longer than everything else
-        read = self.layout.in_memory if isinstance(store, ImageStore) else self.layout.to_bytes
+        # As they are: to sort the bytes of an image would take longer than to store it
+        read = self.layout.in_memory
         images, next_images = read(obs), read(next_obs)
         ended = np.asarray(done).reshape(self.n_envs).tolist()
         # After an episode's end, what is expected to come next is the first observation of another
@@ -269,75 +258,3 @@ class LatentReplayBuffer(TransitionSampling):
             if self.priorities is not None:
                 self.priorities.values = np.zeros(self.buffer_size * self.n_envs)
         return self._store
-
-    def _latent_store(self, arena: np.ndarray, rows: int) -> LatentStore:
-        # Not known any earlier: the weights of a model that is loaded come after its (empty) buffer
-        self.encoder_fingerprint = self._encoder_or_raise().encoder_fingerprint()
-        return LatentStore(arena, rows, self.n_envs, self.latent_dtype, (self.n_augmentations, *self._known_latent_shape()))
-
-    # ---- the switch of stage ----
-
-    def to_latents(self) -> None:
-        """
-        Turn every stored image into latents, in place, and let the buffer grow to what fits in the same bytes.
-
-        :raises ValueError: if latents are larger than images, or if ``latent_dtype="uint8"`` has nothing to be fitted on
-        """
-        if self.stage == "latents":
-            return
-        self.check_capacity()
-        images = self._store if self.n_valid > 0 else None
-        assert not isinstance(images, LatentStore)
-        codec = self.codec
-        if self.codec is None:
-            if images is None:
-                raise ValueError(
-                    'latent_dtype: "uint8" needs stored observations to fit its range on, and the buffer is empty: '
-                    "set the attribute codec (a LatentCodec), or use another latent_dtype"
-                )
-            self.codec = self._fit_codec(images, self.n_valid)
-        elif self.codec.scale is not None and self.codec.scale.shape != self._known_latent_shape():
-            raise ValueError(
-                f"codec: its scale has shape {self.codec.scale.shape}, allowed is {self._known_latent_shape()} (N, L)"
-            )
-        rows = self.plan().latent_transitions // self.n_envs
-        if images is None:
-            self._store = None  # allocated anew, if ever needed
-            self.pos = 0
-        else:
-            # Once the ring has wrapped, the older rows are those from pos on: they move to its end, so that
-            # it opens at the write head. In a ring that is just full, it is the write head that moves.
-            self.pos = (self.pos or self.n_valid) % rows
-            try:
-                latents = self._latent_store(images.arena, rows)
-                self._convert(images, latents, self.n_valid, self.pos)
-                latents.linked = self._moved(images.linked, rows)
-                for name in ("actions", "rewards", "dones", "timeouts"):
-                    setattr(self, name, self._moved(getattr(self, name), rows))
-                for key in self.others:
-                    self.others[key] = self._moved(self.others[key], rows)
-                if self.priorities is not None:
-                    self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), rows).reshape(-1)
-            except BaseException:
-                self.reset()  # rather empty than half images, half latents
-                self.codec = codec
-                raise
-            self._store = latents
-        self.buffer_size, self.full = rows, self.n_valid == rows
-        self.stage = "latents"
-
-    def _moved(self, array: np.ndarray, rows: int) -> np.ndarray:
-        """:return: an array of one entry a row, with its rows where they are in a ring of that many rows"""
-        moved = np.zeros((rows, *array.shape[1:]), dtype=array.dtype)
-        moved[: self.pos] = array[: self.pos]
-        moved[self.pos + rows - self.n_valid :] = array[self.pos : self.n_valid]
-        return moved
-
-    def _step_bytes(self) -> int:
-        """:return: bytes of a transition that are not its observation's images or latents"""
-        n_bytes = self.action_dim * np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
-        n_bytes += 3 * np.dtype(np.float32).itemsize  # reward, done, timeout
-        n_bytes += np.dtype(bool).itemsize + np.dtype(np.int16).itemsize  # what a store knows of a row
-        for key, space in self.layout.others.items():
-            n_bytes += 2 * int(np.prod(self.obs_shape[key])) * np.dtype(self._maybe_cast_dtype(space.dtype)).itemsize
-        return n_bytes + (self.priorities is not None) * 9

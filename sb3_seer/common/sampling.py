@@ -150,8 +150,8 @@ class TransitionSampling(BetaSchedule, ImageEncoding, ReplayBuffer):
             latents, next_latents = (self.codec.decode(self.to_torch(codes, copy=False)) for codes in stored)
             return Latents(latents, others), Latents(next_latents, next_others)
         assert store is not None
-        images = self._augment(self._to_images(store.observations(rows, envs)))
-        next_images = self._augment(self._to_images(store.next_observations(last_rows, envs)))
+        images = self._augmented(store.observations(rows, envs))
+        next_images = self._augmented(store.next_observations(last_rows, envs))
         if isinstance(images, dict) and isinstance(next_images, dict):
             return {**images, **others}, {**next_images, **next_others}
         return images, next_images
@@ -160,7 +160,11 @@ class TransitionSampling(BetaSchedule, ImageEncoding, ReplayBuffer):
         """:return: the images of the observations of ``rows``, augmented once more; None if there are latents"""
         if not isinstance(self._store, ImageStore):
             return None
-        return self._augment(self._to_images(self._store.observations(rows, envs)))
+        return self._augmented(self._store.observations(rows, envs))
+
+    def _augmented(self, frames: np.ndarray) -> PyTorchObs:
+        """:return: the images that these bytes are, on the device, augmented if anything is"""
+        return self._augment(self._to_tensors(self.layout.to_images(frames)))
 
     def _other_keys(self, rows: np.ndarray, envs: np.ndarray, which: int, env: VecNormalize | None) -> TensorDict:
         """:return: what is no image, by key: of the observations (``which`` 0) or of the next ones (1)"""

@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 import psutil
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
 from sb3_seer.common.allocator import keep_freed_memory, return_freed_memory
 from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
+from sb3_seer.common.checks import check_arguments, missing_encoder
 from sb3_seer.common.codec import LatentCodec
-from sb3_seer.common.extractors import can_split
 from sb3_seer.common.flops import FlopsCallback, counts_flops
 from sb3_seer.common.flops_formula import find_passes
 from sb3_seer.common.layout import image_spaces, map_parts
@@ -29,7 +27,7 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.seer_saving import SEERSaving
-from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
+from sb3_seer.common.transfer import load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import find_n_stack
 
@@ -157,18 +155,10 @@ class SEERMixin(SEERSaving):
 
     def _has_encoder(self) -> bool:
         """:return: whether there is an encoder to freeze; if not, says so and makes sure that the policy is SB3's"""
-        name, space = type(self).__name__, self.observation_space
-        if not issubclass(self.policy_class, SEERPolicy):
-            reason = f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}"
-            advice = "To store latents, there must be images, and a policy that encodes them: CnnPolicy or MultiInputPolicy."
-        elif isinstance(space, spaces.Dict) and not image_spaces(space):
-            reason, advice = f"in observations of {space}", "To store latents, there must be images."
-        elif not can_split(extractor := self.policy_kwargs.get("features_extractor_class", CombinedExtractor), space):
-            reason = f"in a {extractor.__name__}, which does not tell images from the other keys"
-            advice = "Use SB3's CombinedExtractor, or write a SplitExtractor, to store latents."
-        else:
+        why_not = missing_encoder(self.policy_class, self.observation_space, self.policy_kwargs)
+        if why_not is None:
             return True
-        warnings.warn(f"{name} has no encoder to freeze {reason}: it trains as the SB3 class does. {advice}", stacklevel=3)
+        warnings.warn(f"{type(self).__name__} has no encoder to freeze {why_not}", stacklevel=3)
         if issubclass(self.policy_class, SEERPolicy):
             bases = (base for base in self.policy_class.__mro__ if issubclass(base, BasePolicy))
             self.policy_class = next(base for base in bases if not issubclass(base, SEERPolicy))
@@ -176,27 +166,7 @@ class SEERMixin(SEERSaving):
 
     def _check_arguments(self) -> None:
         """:raises ValueError: for arguments that do not go together with images"""
-        space, buffer_class = self.observation_space, self.replay_buffer_class
-        images = image_spaces(space)
-        if not images:
-            raise ValueError(f"{self.policy_class.__name__} needs images (a Box of 3 dimensions), not observations of {space}")
-        normalize = self._vec_normalize_env
-        if normalize is not None and normalize.norm_obs and (set(images) & set(normalize.norm_obs_keys or images)):
-            allowed = f"norm_obs_keys without {', '.join(images)}" if isinstance(space, spaces.Dict) else "norm_obs=False"
-            raise ValueError(f"VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, {allowed})")
-        if buffer_class not in (None, LatentReplayBuffer):
-            raise ValueError(
-                f"replay_buffer_class must be LatentReplayBuffer or None with {self.policy_class.__name__}, "
-                f"not {getattr(buffer_class, '__name__', repr(buffer_class))}"
-            )
-        if self.pretrained_part not in PRETRAINED_PARTS:
-            allowed = " or ".join(map(repr, PRETRAINED_PARTS))
-            raise ValueError(f"pretrained_part must be {allowed}, not {self.pretrained_part!r}")
-        if self.freeze_after == 0 and self.latent_dtype == "uint8" and not self.encoder_frozen:
-            raise ValueError(
-                'latent_dtype="uint8" is fitted on the observations that are stored at the freeze, and freeze_after=0 leaves '
-                'none: allowed with it are "float32" and "float16"'
-            )
+        check_arguments(self)
 
     def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
         kwargs: dict[str, Any] = dict(
@@ -313,6 +283,7 @@ class SEERMixin(SEERSaving):
     def dump_logs(self) -> None:
         """Write log data, with what the replay buffer holds under ``seer/``."""
         if isinstance(self.replay_buffer, LatentReplayBuffer):
+            self.replay_buffer.check_asides()
             self.logger.record("seer/encoder_frozen", int(self.encoder_frozen))
             self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
             self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)

@@ -62,22 +62,6 @@ class ImageStore(TransitionStore):
         """the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``"""
         return self.pending_bytes.reshape(self.n_envs, self.n_stack, -1)
 
-    def continues(self, obs: np.ndarray) -> list[bool]:
-        """
-        :param obs: the observations as they lie in memory, shape ``(n_envs, n_places, n_bytes)``
-        :return: for each env, whether that is the observation expected
-        """
-        self.sort_pending(obs.shape[1])
-        return super().continues(obs)
-
-    def sort_pending(self, n_places: int) -> None:
-        """
-        :param n_places: how the bytes of `pending` are to be sorted, see ``ImageLayout.in_memory()``
-        """
-        if n_places != self.n_places:
-            self.pending = [sort_bytes(frames[None], n_places).tobytes() for frames in self.pending_bytes]
-            self.n_places = n_places
-
     def evict(self, row: int) -> None:
         super().evict(row)
         self.oldest = (row + 1) % self.rows
@@ -265,7 +249,7 @@ class LatentStore(TransitionStore):
         :param row: the row to write
         :param latents: of the observations, shape ``(n_envs, K, N, L)``
         :param next_latents: of the next observations, same shape
-        :param pending: bytes of the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``
+        :param pending: the observations expected next, sorted like what ``continues()`` was asked about
         :param pending_latents: of those, shape ``(n_envs, K, N, L)``
         :param done: for each env, whether the episode ended
         """
@@ -274,7 +258,7 @@ class LatentStore(TransitionStore):
         for env in range(self.n_envs):
             if done[env]:
                 self.successor[row, env] = next_latents[env].copy()
-        self.pending_bytes, self.pending_latents = pending, pending_latents
+        self.pending, self.pending_latents = [stack.tobytes() for stack in pending], pending_latents
         self.open = [not ended for ended in done]
 
     def latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:

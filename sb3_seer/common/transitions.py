@@ -89,9 +89,12 @@ class TransitionStore(ABC):
 
     def continues(self, obs: np.ndarray) -> list[bool]:
         """
-        :param obs: bytes of the observations, shape ``(n_envs, n_stack, frame_bytes)``
+        :param obs: the observations as they lie in memory, shape ``(n_envs, n_places, n_bytes)``
         :return: for each env, whether that is the observation expected
         """
+        if obs.shape[1] != self.n_places:
+            self.pending = [sort_bytes(frames[None], obs.shape[1]).tobytes() for frames in self.pending_bytes]
+            self.n_places = obs.shape[1]
         # Of the same length, unless nothing is expected
         return [pending.startswith(obs[env]) for env, pending in enumerate(self.pending)]
 
