@@ -1,16 +1,20 @@
 """Bad input: one clear ValueError at construction, which names the parameter, what was given and what is allowed."""
 
+import warnings
+from functools import partial
+
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
 from test_invariants import make_model
 from tiny_envs import LightEnv, TinyEncoder
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, PrioritizedReplayBuffer
 
 
 @pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
@@ -82,6 +86,51 @@ def test_normalised_images():
     env = VecNormalize(make_vec_env(LightEnv), norm_obs=True)
     with pytest.raises(ValueError, match="norm_obs=True"):
         SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
+
+
+@pytest.mark.parametrize("wrapper", [VecTransposeImage, partial(VecFrameStack, n_stack=2)])
+def test_wrappers_that_change_images_outside_of_vec_normalize(wrapper):
+    """VecNormalize hands on the images that it was given, and they would be stored."""
+
+    class WideEnv(LightEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+
+    env = wrapper(VecNormalize(make_vec_env(WideEnv), norm_obs=False))
+    with pytest.raises(ValueError, match=r"images of \(16, 16, 3\), not yet of \([36], 16, 16\)"):
+        SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
+
+
+@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL])
+def test_priorities_that_sb3s_sac_would_not_look_at(algorithm):
+    with pytest.raises(ValueError, match=r"PrioritizedReplayBuffer was given.*no priorities"):
+        algorithm("MlpPolicy", "Pendulum-v1", buffer_size=10, replay_buffer_class=PrioritizedReplayBuffer)
+
+
+@pytest.mark.parametrize("n_stack", [None, 1])
+def test_stacks_that_do_not_move_on_by_a_frame_are_named(n_stack):
+    """They are stored all the same, with all of their frames."""
+
+    class Noisy(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            obs, *others = self.venv.step_wait()
+            return np.random.randint(0, 256, obs.shape).astype(np.uint8), *others
+
+    model = SEERQRDQN(
+        "CnnPolicy", Noisy(VecFrameStack(make_vec_env(LightEnv), 4, "first")), buffer_size=100, learning_starts=1000,
+        device="cpu", policy_kwargs=dict(features_extractor_class=TinyEncoder), freeze_after=None,
+        replay_buffer_kwargs={} if n_stack is None else dict(n_stack=n_stack),
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.learn(100, log_interval=1)
+    messages = {str(warning.message) for warning in said}
+    assert any("half as much memory again" in message and "n_stack=1" in message for message in messages) == (n_stack is None)
 
 
 def test_nothing_to_freeze():

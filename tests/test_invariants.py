@@ -20,7 +20,7 @@ ALGORITHMS = [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN, SEERRainbow]
 
 
 def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
-    env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
+    env = kwargs.pop("env", None) or (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
     policy_kwargs: dict[str, Any] = dict(net_arch=[16], **kwargs.pop("policy_kwargs", {}))
     if extractor is not None:
         policy_kwargs["features_extractor_class"] = extractor

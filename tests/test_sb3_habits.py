@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -101,12 +102,71 @@ def test_neither_weight_decay_nor_momentum_moves_a_frozen_encoder(algorithm, opt
     assert_same(encoder_state(model), frozen)
 
 
-def test_convolutions_that_the_user_fixed_are_left_alone():
-    model = make_model(SEERDQN, freeze_after=40)
-    model.q_net.features_extractor.trunk.requires_grad_(False)
-    fixed = copy.deepcopy(model.q_net.features_extractor.trunk.state_dict())
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_convolutions_that_the_user_fixed_are_left_alone(algorithm):
+    model = make_model(algorithm, freeze_after=40)
+    extractor = model.policy.encoder_networks[0].features_extractor
+    extractor.trunk.requires_grad_(False)
+    fixed, learning = copy.deepcopy(extractor.trunk.state_dict()), copy.deepcopy(extractor.projection.state_dict())
     model.learn(60)
-    assert_same(dict(model.q_net.features_extractor.trunk.state_dict()), dict(fixed))
+    assert_same(dict(extractor.trunk.state_dict()), dict(fixed))
+    assert not th.equal(extractor.projection.weight, learning["weight"])
+
+
+class ViewingCNN(BaseFeaturesExtractor):
+    """A user's extractor that counts on the usual layout of images, and in training on more than one of them."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=8)
+        self.cnn = nn.Conv2d(observation_space.shape[0], 8, 4, stride=4)
+        self.linear = nn.Sequential(nn.Linear(128, 8), nn.BatchNorm1d(8))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(self.cnn(observations).view(-1, 128))
+
+
+class Inverted(nn.Module):
+    """A user's augmentation that counts on the usual layout of images."""
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        return (255 - images.view(-1)).view(images.shape)
+
+
+def three_channels(channels_last: bool) -> type:
+    class ThreeChannels(gym.ObservationWrapper):
+        def __init__(self, env: gym.Env) -> None:
+            super().__init__(env)
+            self.observation_space = spaces.Box(0, 255, (16, 16, 3) if channels_last else (3, 16, 16), np.uint8)
+
+        def observation(self, observation: np.ndarray) -> np.ndarray:
+            image = observation.repeat(3, axis=0)
+            return image.transpose(1, 2, 0) if channels_last else image
+
+    return ThreeChannels
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_extractor_that_takes_views_works_throughout(algorithm):
+    env = three_channels(channels_last=False)(make_model(algorithm).get_env().envs[0])
+    model = make_model(algorithm, ViewingCNN, env=env, freeze_after=40)
+    model.learn(60)
+    assert model.encoder_frozen and model.replay_buffer.size() == 60
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_augmentation_that_takes_views_works_throughout(algorithm):
+    env = three_channels(channels_last=True)(make_model(algorithm).get_env().envs[0])
+    model = make_model(algorithm, env=env, augmentation=Inverted(), n_augmentations=2, freeze_after=40)
+    model.learn(60)
+    assert model.encoder_frozen and model.replay_buffer.size() == 60
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_counting_operations_leaves_what_normalisation_layers_know(algorithm):
+    model = make_model(algorithm, NormedCNN, freeze_after=None)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(5)  # no gradient step yet
+    assert_same(dict(model.policy.state_dict()), dict(before))
 
 
 def test_the_best_model_of_an_evaluation_loads(tmp_path):

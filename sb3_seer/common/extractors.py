@@ -6,7 +6,7 @@ from functools import cached_property
 import gymnasium as gym
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 from torch import nn
 
@@ -25,7 +25,8 @@ class SplitExtractor(BaseFeaturesExtractor):
     * ``head``: maps stored latents to features (``nn.Identity()`` for nothing).
 
     To write one, assign the three modules in the constructor. For ``Dict`` observations, the trunk takes the images
-    by key, and ``features()`` is to be overridden with what joins the other keys.
+    by key, and ``features()`` is to be overridden with what joins the other keys. Images lie channels last in memory, and
+    so does what convolutions make of them: flatten it with ``nn.Flatten`` or ``reshape()``, not with ``view()``.
 
     :param observation_space: (channels-first) image space, or a ``Dict`` with some
     :param latent_dim: numbers in a latent
@@ -181,3 +182,14 @@ def split(extractor: BaseFeaturesExtractor) -> Split:
     if isinstance(extractor, CombinedExtractor):
         return SplitCombinedExtractor(extractor)
     return WholeExtractor(extractor)
+
+
+def takes_channels_last(extractor: Split) -> bool:
+    """
+    :param extractor: its trunk, projection and head
+    :return: whether its images may lie channels last in memory, as convolutions like best: another's may take a view of
+        what its convolutions put out, as only the usual layout allows
+    """
+    if isinstance(extractor, SplitCombinedExtractor):
+        return all(type(module) in (NatureCNN, nn.Flatten) for module in extractor.trunk.values())
+    return isinstance(extractor, SplitExtractor) or type(extractor.trunk) is NatureCNN

@@ -162,6 +162,8 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
         networks together (targets are left out: they are the same again)
     """
     encoder = heads = 0
+    training = policy.training
+    policy.set_training_mode(False)  # zeros are nothing to learn from: normalisation layers would
     for name, network in policy.named_children():
         if not isinstance(network, BaseModel) or name.endswith("_target"):
             continue
@@ -172,6 +174,7 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
         # Actor and critic have equal encoders
         encoder = sum(count for module, count in counts.items() if module in frozen)
         heads += sum(count for module, count in counts.items() if module not in frozen)
+    policy.set_training_mode(training)
     return encoder, heads
 
 

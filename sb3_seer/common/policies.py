@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
-from sb3_seer.common.extractors import SplitExtractor, split
+from sb3_seer.common.extractors import SplitExtractor, split, takes_channels_last
 from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
@@ -210,7 +210,9 @@ class SEERPolicy(BasePolicy):
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
         images, others = separate(observations, self.image_space)
-        images = preprocess_images(channels_last(images), self.image_space, self.normalize_images)
+        extractor = split(networks[0].features_extractor)
+        images = channels_last(images) if takes_channels_last(extractor) else map_parts(th.Tensor.contiguous, images)
+        images = preprocess_images(images, self.image_space, self.normalize_images)
         outputs: dict[nn.Module, th.Tensor] = {}
         latents: list[th.Tensor] = []
         for network in networks:

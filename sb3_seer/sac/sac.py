@@ -1,10 +1,12 @@
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.sac import SAC
+from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer.common.priorities import is_prioritized
@@ -41,6 +43,14 @@ class SEERSAC(SEERMixin, SAC):
         "MultiInputPolicy": MultiInputPolicy,
     }
     actor_update_freq = 1  # gradient steps for one of the actor and the entropy coefficient
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if is_prioritized(self.replay_buffer) and not isinstance(self.policy, SEERSACPolicy):
+            raise ValueError(
+                f"replay_buffer_class: {type(self.replay_buffer).__name__} was given, and without images SB3's SAC trains, "
+                "which knows no priorities: allowed are SB3's replay buffers and None"
+            )
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -90,7 +100,7 @@ class SEERSAC(SEERMixin, SAC):
             assert isinstance(critic_loss, th.Tensor)
             # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
             self.critic.optimizer.zero_grad()
-            critic_loss.backward(inputs=list(self.critic.parameters()))
+            critic_loss.backward(inputs=_learning(self.critic.parameters()))
             self.critic.optimizer.step()
 
             if update_actor:
@@ -98,7 +108,7 @@ class SEERSAC(SEERMixin, SAC):
                 actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
                 self.actor.optimizer.zero_grad()
                 # ... and here of what the actor does not have from the critic
-                actor_loss.backward(inputs=self.policy.actor_parameters())
+                actor_loss.backward(inputs=_learning(self.policy.actor_parameters()))
                 self.actor.optimizer.step()
                 logs["actor_loss"].append(actor_loss.detach())
 
@@ -175,3 +185,8 @@ class SEERSAC(SEERMixin, SAC):
         progress_bar: bool = False,
     ) -> SelfSEERSAC:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """:return: those that the user has not fixed"""
+    return [parameter for parameter in parameters if parameter.requires_grad]
