@@ -26,7 +26,7 @@ from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
 from tiny_envs import DialEnv, LightEnv, TinyEncoder
 from torch import nn
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, Rainbow
 
 
 class NormedCNN(BaseFeaturesExtractor):
@@ -83,6 +83,25 @@ def test_frozen_batch_norm_and_dropout_stay_in_evaluation_mode(algorithm):
     assert not any(module.training for module in network.features_extractor.cnn.modules())
     model.learn(40, reset_num_timesteps=False)
     assert_same(encoder_state(model), frozen)
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, Rainbow])
+def test_what_dead_units_leave_to_the_optimizer_is_forgotten(algorithm):
+    """A processor takes a hundred times as long for numbers that small."""
+    model = make_model(algorithm, **({} if algorithm is Rainbow else dict(freeze_after=30)))
+    model.learn(40)
+    network = model.critic if isinstance(model, SAC) else model.policy
+    optimizer, tiny = network.optimizer, th.finfo(th.float32).tiny
+    layer = next(module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == 16)
+    layer.bias.data[0] = -1e6  # dead: no weight of it has a gradient
+    moments = optimizer.state[layer.weight]["exp_avg"]
+    moments[0] = tiny / 100
+    model.learn(20, reset_num_timesteps=False)
+    # 0.9 of it is rounded: it would not become zero by itself
+    assert model._n_updates < 100 and (moments[0] > 0).all() and (moments[0] < tiny / 100).all()
+    model.learn(120, reset_num_timesteps=False)
+    assert (moments[0] == 0).all()
+    assert not any(((s.abs() > 0) & (s.abs() < tiny)).any() for s in optimizer.state[layer.weight].values())
 
 
 @pytest.mark.parametrize(

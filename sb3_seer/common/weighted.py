@@ -4,12 +4,12 @@ from abc import abstractmethod
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_seer.common.moments import NormalMoments
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
 
 
-class WeightedUpdates(OffPolicyAlgorithm):
+class WeightedUpdates(NormalMoments):
     """
     Mixin for an algorithm with one loss, whose ``train()`` knows nothing of priorities: DQN and what comes from it.
 
