@@ -49,7 +49,7 @@ def check_arguments(model: Any) -> None:
         raise ValueError(f"VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, {allowed})")
     if normalize is not None:
         inner = image_spaces(normalize.observation_space)
-        if any(inner[key].shape != box.shape for key, box in images.items()):
+        if any(key not in inner or inner[key].shape != box.shape for key, box in images.items()):
             raise ValueError(
                 f"VecNormalize(env) was given where env has images of {', '.join(str(box.shape) for box in inner.values())}, "
                 f"not yet of {', '.join(str(box.shape) for box in images.values())}: give VecNormalize an env "

@@ -156,7 +156,7 @@ class ImageLayout:
         """
         if memory.shape[1] == 1:
             return self.to_images(memory.reshape(len(memory), self.n_stack, -1))
-        (key, box) = next(iter(self.images.items()))
+        key, box = next(iter(self.images.items()))
         channels, height, width = box.shape
         images = memory.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
         return {key: images} if self.is_dict else images
