@@ -10,7 +10,13 @@ from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecFrameStack, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+)
 from test_invariants import make_model
 from tiny_envs import LightEnv, TinyEncoder
 
@@ -99,6 +105,17 @@ def test_wrappers_that_change_images_outside_of_vec_normalize(wrapper):
 
     env = wrapper(VecNormalize(make_vec_env(WideEnv), norm_obs=False))
     with pytest.raises(ValueError, match=r"images of \(16, 16, 3\), not yet of \([36], 16, 16\)"):
+        SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
+
+
+def test_a_wrapper_that_takes_an_image_out_of_a_dict_outside_of_vec_normalize():
+    class CameraEnv(LightEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Dict(camera=self.observation_space)
+
+    env = VecExtractDictObs(VecNormalize(make_vec_env(CameraEnv), norm_obs=False), "camera")
+    with pytest.raises(ValueError, match=r"images of (\(.+\)) under 'camera', not yet of \1: give VecNormalize an env"):
         SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
 
 

@@ -50,10 +50,13 @@ def check_arguments(model: Any) -> None:
     if normalize is not None:
         inner = image_spaces(normalize.observation_space)
         if any(key not in inner or inner[key].shape != box.shape for key, box in images.items()):
+            given, wanted = (
+                ", ".join(f"{box.shape} under {key!r}" if key else str(box.shape) for key, box in boxes.items())
+                for boxes in (inner, images)
+            )
             raise ValueError(
-                f"VecNormalize(env) was given where env has images of {', '.join(str(box.shape) for box in inner.values())}, "
-                f"not yet of {', '.join(str(box.shape) for box in images.values())}: give VecNormalize an env "
-                "that is wrapped in VecTransposeImage and VecFrameStack already"
+                f"VecNormalize(env) was given where env has images of {given}, not yet of {wanted}: give VecNormalize an env "
+                "that has its wrappers already, such as VecTransposeImage and VecFrameStack"
             )
     if buffer_class not in (None, LatentReplayBuffer):
         given = getattr(buffer_class, "__name__", repr(buffer_class))
