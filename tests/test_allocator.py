@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch as th
-from test_invariants import make_model
 
 from sb3_seer import SEERDQN
 from sb3_seer.common.allocator import ENVIRONMENT_VARIABLES, keep_freed_memory, return_freed_memory
+from tests.helpers import make_model
 
 PROGRAM = """
 import resource

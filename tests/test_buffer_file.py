@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from replay_oracle import Oracle, Stream, StubEncoder, image_space, name_space
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from test_invariants import assert_same, make_model
 from test_replay_buffer import make_oracle, saved
 from test_save_load import train_on
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
 from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
 from sb3_seer.common.replay import LatentReplayBuffer
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, make_model
+from tests.replay_oracle import Oracle, Stream, StubEncoder, image_space, name_space
 
 
 def transitions(buffer: Any) -> dict[int, tuple[np.ndarray, ...]]:

@@ -15,12 +15,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import NatureCNN
 from test_dict_observations import EXTRACTORS, IMAGES, OTHERS
 from test_dict_observations import make_model as make_dict_model
-from tiny_envs import DialEnv, TinyEncoder
 
 from sb3_seer import SEERSAC, LatentReplayBuffer
 from sb3_seer.common.augmentations import RandomCrop
 from sb3_seer.curl import SEERCURL
 from sb3_seer.curl.curl import contrastive_loss
+from tests.helpers import DialEnv, TinyEncoder
 
 
 def make_model(algorithm: type = SEERCURL, env: gym.Env | None = None, policy: str = "CnnPolicy", **kwargs: Any):

@@ -11,7 +11,6 @@ from gymnasium import spaces
 from gymnasium.wrappers import FilterObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.env_util import make_vec_env
@@ -19,15 +18,15 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
-from test_invariants import ALGORITHMS, assert_same
 from test_replay_buffer import GAMMA, pickled, sample_all
 from test_save_load import train_on
-from tiny_envs import DialEnv, LightEnv
 from torch import nn
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SplitExtractor
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, assert_same
+from tests.replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
 
 IMAGES, OTHERS = ("image", "map"), ("flags", "level", "vector")
 

@@ -17,10 +17,9 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
 )
-from test_invariants import make_model
-from tiny_envs import LightEnv, TinyEncoder
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, PrioritizedReplayBuffer
+from tests.helpers import LightEnv, TinyEncoder, make_model
 
 
 @pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])

@@ -20,7 +20,7 @@ from torch import nn
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
 from sb3_seer.common.flops import FlopsCallback, FlopsRow, read_rows
 from sb3_seer.common.flops_formula import FlopsFormula, Passes, count_networks, estimate_flops, find_passes, multiply_adds
-from tests.tiny_envs import DialEnv, LightEnv, TinyEncoder
+from tests.helpers import DialEnv, LightEnv, TinyEncoder
 
 # ---- the papers' numbers ----
 

@@ -11,10 +11,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
-from test_invariants import ALGORITHMS, make_model
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, make_model
 
 
 class StageRecorder(BaseCallback):

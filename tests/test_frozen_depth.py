@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from test_invariants import assert_same
-from tiny_envs import DialEnv, LightEnv
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer import SEERDQN, SEERSAC, DataEfficientCNN, FreezeEncoderCallback, ImpalaCNN, PixelEncoder
 from sb3_seer.common.encoders import LayeredExtractor
+from tests.helpers import DialEnv, LightEnv, assert_same
 
 SMALL: dict[type[LayeredExtractor], dict[str, Any]] = {
     PixelEncoder: dict(n_filters=4, latent_dim=8),

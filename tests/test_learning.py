@@ -12,9 +12,9 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC
+from tests.helpers import DialEnv, LightEnv, TinyEncoder
 
 # The last step at which a freeze finds half-trained heads, and where the run ends
 FREEZE_AFTER, TOTAL_TIMESTEPS = 700, 2000

@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_seer import Rainbow, SEERRainbow
 from sb3_seer.common.flops import FlopsCallback, read_rows
 from sb3_seer.plots import AXES, Curve, Run, load_curves, main, plot
-from tests.tiny_envs import LightEnv, TinyEncoder
+from tests.helpers import LightEnv, TinyEncoder
 
 FREEZE_STEP = 60
 

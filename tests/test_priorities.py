@@ -15,11 +15,10 @@ from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from test_invariants import assert_same, make_model
-from tiny_envs import TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, SumTree, is_prioritized
+from tests.helpers import TinyEncoder, assert_same, make_model
 
 # ---- the sum tree ----
 

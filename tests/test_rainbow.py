@@ -17,13 +17,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
-from test_invariants import assert_same
-from tiny_envs import LightEnv, TinyEncoder
 
 from sb3_seer import LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 from sb3_seer.rainbow.policies import CnnPolicy, RainbowPolicy
+from tests.helpers import LightEnv, TinyEncoder, assert_same
 from zoo_integration.registration import default_config
 
 ALL_OFF = dict(dueling=False, noisy=False, n_atoms=1)

@@ -12,7 +12,6 @@ import torch as th
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -20,6 +19,7 @@ from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.codec import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
+from tests.replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
 
 GAMMA = 0.5
 

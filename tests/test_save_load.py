@@ -11,11 +11,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecFrameStack
-from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
 from sb3_seer.common.buffer_file import describe
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
 
 
 def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:

@@ -22,11 +22,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecTransposeImage
-from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 from torch import nn
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, Rainbow
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
 
 
 class NormedCNN(BaseFeaturesExtractor):

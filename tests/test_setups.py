@@ -14,10 +14,10 @@ import rl_zoo3.train
 import yaml
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
-from tiny_envs import DialEnv, LightEnv
 
 import zoo_integration
 from sb3_seer.common.seer import SEERMixin
+from tests.helpers import DialEnv, LightEnv
 from zoo_integration.registration import ALGORITHMS, default_config, find_config, hyperparams_folder
 
 zoo_integration.register()

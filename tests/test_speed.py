@@ -8,8 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import polyak_update as sb3_polyak_update
-from test_invariants import ALGORITHMS, assert_same, encoder_state, make_model
-from tiny_envs import TinyEncoder
 
 from benchmarks import speed
 from sb3_seer import SEERCURL, SEERDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
@@ -19,6 +17,7 @@ from sb3_seer.common.policies import preprocess_images
 from sb3_seer.common.utils import polyak_update
 from sb3_seer.dqn.policies import CnnPolicy
 from sb3_seer.rainbow.noisy import NoisyLinear
+from tests.helpers import ALGORITHMS, TinyEncoder, assert_same, encoder_state, make_model
 
 # Of numbers of 8 bits: a rounding changes one by up to 1 / 256
 BFLOAT16 = dict(rtol=0.03, atol=0.03)

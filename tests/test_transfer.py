@@ -8,10 +8,9 @@ import torch as th
 import yaml
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import NatureCNN
-from test_invariants import assert_same, encoder_state, make_model
-from tiny_envs import DialEnv, LightEnv, TinyEncoder
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
 
 PAIRS = [(SEERSAC, SEERSAC), (SEERDQN, SEERQRDQN), (SEERQRDQN, SEERDQN), (SEERDQN, SEERDQN)]
 

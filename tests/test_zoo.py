@@ -23,11 +23,11 @@ from gymnasium.error import DependencyNotInstalled
 from requests.exceptions import HTTPError
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, SAC
-from tiny_envs import DialEnv, LightEnv
 
 import zoo_integration
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
 from sb3_seer.common.seer import SEERMixin
+from tests.helpers import DialEnv, LightEnv
 from zoo_integration import registration
 from zoo_integration.registration import ALGORITHMS, default_config
 

@@ -1,13 +1,15 @@
-"""Environments of a few pixels, learned in seconds."""
+"""What the tests share: environments of a few pixels, learned in seconds, and agents for them."""
 
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from torch import nn
 
-from sb3_seer import SplitExtractor
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow, SplitExtractor
 
 
 class LightEnv(gym.Env):
@@ -72,3 +74,35 @@ class TinyEncoder(SplitExtractor):
         self.trunk = nn.Sequential(nn.Conv2d(channels, 8, 4, stride=4), nn.ReLU(), nn.Flatten())
         self.projection = nn.Linear(8 * (height // 4) * (width // 4), latent_dim)
         self.head = nn.LayerNorm(latent_dim)
+
+
+ALGORITHMS = [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN, SEERRainbow]
+
+
+def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
+    env = kwargs.pop("env", None) or (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
+    policy_kwargs: dict[str, Any] = dict(net_arch=[16], **kwargs.pop("policy_kwargs", {}))
+    if extractor is not None:
+        policy_kwargs["features_extractor_class"] = extractor
+    defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
+    if not issubclass(algorithm, SAC):
+        defaults["target_update_interval"] = 7
+    if algorithm is SEERCURL and kwargs.get("augmentation", "") is None:
+        # The contrastive loss needs an augmentation
+        defaults["cpc_update_freq"] = None
+    return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
+
+
+def encoder_state(model) -> dict[str, th.Tensor]:
+    """All weights of all encoders, the targets' too."""
+    return {
+        name: value.clone()
+        for name, value in model.policy.state_dict().items()
+        if ".trunk." in name or ".projection." in name or ".cnn." in name or "extractor.linear." in name
+    }
+
+
+def assert_same(state: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> None:
+    assert state.keys() == other.keys() and state
+    for name, value in state.items():
+        assert th.equal(value, other[name]), name
