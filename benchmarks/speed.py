@@ -45,7 +45,7 @@ from sb3_seer.envs import ActionRepeat, DMControlPixels
 N_TRANSITIONS = 400
 CROP: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=84), n_augmentations=4)
 SAC_KWARGS: dict[str, Any] = dict(learning_starts=1_000, batch_size=128, buffer_size=10_000)
-# Whole run: Table 4 of the paper's appendix, as in hyperparams/sac_seer.yml
+# Whole run: Table 4 of the paper's appendix, as in hyperparams/papers/sac_seer_paper.yml
 RUN_STEPS, RUN_FREEZE, RUN_PARTS, EXTRAPOLATED_STEPS = 62_500, 10_000, 10, 200
 RUN_KWARGS = SAC_KWARGS | dict(
     learning_rate=1e-3, tau=0.01, ent_coef="auto_0.1", train_freq=2, gradient_steps=2, target_update_interval=2

@@ -76,7 +76,9 @@ def fresh_venv(wheel: Path, tmp_path: Path) -> Callable[..., Venv]:
 
 def test_the_wheel_has_all_files_and_no_other(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"zoo_integration/hyperparams/{algo}.yml" for algo in ALGORITHMS} <= set(names)
+    files = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "hyperparams").rglob("*.yml")}
+    assert {f"hyperparams/{algo}.yml" for algo in ALGORITHMS} | {"hyperparams/papers/curl_small_buffer.yml"} <= files
+    assert {f"zoo_integration/{file}" for file in files} <= set(names)
     assert {"sb3_seer/py.typed", "zoo_integration/py.typed", "sb3_seer_zoo.pth"} <= set(names)
     for folder in ("sb3_seer", "zoo_integration"):
         sources = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).rglob("*.py")}

@@ -1,6 +1,7 @@
 """The experiments of the papers, each run by naming a file: ``-conf curl_small_buffer.yml``."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,118 +19,67 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 import zoo_integration
 from sb3_seer.common.seer import SEERMixin
 from tests.helpers import DialEnv, LightEnv
-from zoo_integration.registration import ALGORITHMS, default_config, find_config, hyperparams_folder
+from zoo_integration.registration import ALGORITHMS, find_config, hyperparams_folder
 
 zoo_integration.register()
 
-FILES = sorted(hyperparams_folder().glob("*.yml"))
+FILES = sorted(hyperparams_folder().rglob("*.yml"))
+GENERATOR = hyperparams_folder() / "papers" / "generate.py"
 
-# Tables 4 and 5 of the papers. C and T_f with a small buffer: figures 5 and 4
-ACTION_REPEAT = {"cartpole-swingup": 8, "finger-spin": 2, "reacher-easy": 4, "cheetah-run": 4, "walker-walk": 2}
-FIGURE_5 = {
-    "cartpole-swingup": (1_000, 10_000),
-    "finger-spin": (1_000, 50_000),
-    "reacher-easy": (2_000, 30_000),
-    "cheetah-run": (1_000, 80_000),
-    "walker-walk": (2_000, 80_000),
-}
-FIGURE_4 = {
-    "Alien": 100_000,
-    "Amidar": 50_000,
-    "BankHeist": 50_000,
-    "CrazyClimber": 100_000,
-    "Krull": 50_000,
-    "PrivateEye": 150_000,
-    "Qbert": 100_000,
-    "Seaquest": 150_000,
-}
 # What the latents stage holds (C_hat)
 HELD_AFTER_THE_FREEZE = {1_000: 18_750, 2_000: 37_500, 10_000: 30_625}
 
-Blocks = dict[str, dict[str, Any]]
-
-
-def tasks(changes: Callable[[str], dict[str, Any]]) -> Blocks:
-    return {f"dm_control/{task}-v0": changes(task) for task in ACTION_REPEAT}
-
-
-def games(changes: Callable[[str], dict[str, Any]]) -> Blocks:
-    return {f"{game}NoFrameskip-v4": changes(game) for game in FIGURE_4}
-
-
-def small_images(task: str) -> dict[str, Any]:
-    repeat = {"sb3_seer.envs.ActionRepeat": dict(repeat=ACTION_REPEAT[task])}
-    pixels = {"sb3_seer.envs.DMControlPixels": dict(height=50, width=50, camera_id=0)}
-    return dict(env_wrapper=[repeat, pixels], augmentation_kwargs=dict(size=42))
-
-
-def never_frozen(task: str) -> dict[str, Any]:
-    return dict(freeze_after=None, buffer_size=500_000 // ACTION_REPEAT[task])
-
-
-def small_buffer(task: str) -> dict[str, Any]:
-    return dict(zip(("buffer_size", "freeze_after"), FIGURE_5[task], strict=True))
-
-
-def half_resolution(task: str) -> dict[str, Any]:
-    # As many images as it takes until their latents hold the training: 500,000 / repeat / 4.6875, if that is more than T_f
-    buffer_size = {"cartpole-swingup": dict(buffer_size=13_400), "finger-spin": dict(buffer_size=53_400)}
-    return {**small_images(task), **buffer_size.get(task, {})}
-
-
-def batch(size: int) -> Blocks:
-    return {"dm_control/cheetah-run-v0": dict(batch_size=size, **never_frozen("cheetah-run"))}
-
-
-small_games = dict(env_wrapper=[{"stable_baselines3.common.atari_wrappers.AtariWrapper": dict(screen_size=42)}])
-
-# By name: the algorithm, and all that differs from its default file
-SETUPS: dict[str, tuple[str, Blocks]] = {
-    "curl": ("curl_seer", tasks(never_frozen)),
-    "curl_small_buffer": ("curl_seer", tasks(lambda task: {**small_buffer(task), "freeze_after": None})),
-    "curl_half_resolution": ("curl_seer", tasks(lambda task: {**small_images(task), **never_frozen(task)})),
-    "curl_batch_128": ("curl_seer", batch(128)),
-    "curl_batch_256": ("curl_seer", batch(256)),
-    "curl_seer_small_buffer": ("curl_seer", tasks(small_buffer)),
-    "curl_seer_half_resolution": ("curl_seer", tasks(half_resolution)),
-    "sac_seer_small_buffer": ("sac_seer", tasks(small_buffer)),
-    "sac_seer_half_resolution": ("sac_seer", tasks(half_resolution)),
-    "rainbow_small_buffer": ("rainbow", games(lambda game: dict(buffer_size=10_000))),
-    "rainbow_half_resolution": ("rainbow", games(lambda game: small_games)),
-    "rainbow_seer_small_buffer": (
-        "rainbow_seer",
-        games(lambda game: dict(buffer_size=10_000, freeze_after=FIGURE_4[game])),
-    ),
-    "rainbow_seer_half_resolution": ("rainbow_seer", games(lambda game: small_games)),
-}
-
 
 def algorithm_of(file: Path) -> str:
-    return SETUPS[file.stem][0] if file.stem in SETUPS else file.stem
+    """``curl_seer_small_buffer.yml`` is for ``curl_seer``, and what has the name of no algorithm is CURL."""
+    names = [name for name in ALGORITHMS if file.stem.startswith(name)]
+    return max(names, key=len, default="curl_seer")
 
 
-def read(file: Path, env_id: str) -> dict[str, Any]:
-    """The block that RL Zoo reads: that of the environment, or that of all Atari games."""
-    blocks = yaml.safe_load(file.read_text())
-    return blocks[env_id] if env_id in blocks else blocks["atari"]
+def blocks_of(name: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(Path(find_config(f"{name}.yml")).read_text())
 
 
 # ---- what the files say ----
 
 
-def test_there_is_a_file_for_each_setup() -> None:
-    assert {file.stem for file in FILES} == {*SETUPS, *ALGORITHMS}
+def test_there_is_a_file_for_each_algorithm() -> None:
+    assert {file.stem for file in FILES if file.parent == hyperparams_folder()} == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("setup", SETUPS)
-def test_a_setup_differs_from_the_default_in_nothing_else(setup: str) -> None:
-    algo, changes = SETUPS[setup]
-    file = hyperparams_folder() / f"{setup}.yml"
-    for env_id, changed in changes.items():
-        default = read(default_config(algo), env_id)
-        assert all(default[key] != value for key, value in changed.items() if key != "freeze_after"), env_id
-        assert read(file, env_id) == {**default, **changed}, env_id
-    assert set(yaml.safe_load(file.read_text())) <= {*changes, "atari"}
+def test_the_generated_files_are_up_to_date() -> None:
+    """Else: ``python hyperparams/papers/generate.py``."""
+    generator = runpy.run_path(str(GENERATOR))
+    for name in generator["EXPERIMENTS"]:
+        assert (GENERATOR.parent / f"{name}.yml").read_text() == generator["text"](name), name
+    by_hand = {"curl_seer_paper", "sac_seer_paper"}
+    assert {file.stem for file in GENERATOR.parent.glob("*.yml")} == {*generator["EXPERIMENTS"], *by_hand}
+
+
+def test_an_experiment_changes_what_the_paper_says_and_nothing_else() -> None:
+    def changes(name: str, base: str, env_id: str) -> dict[str, Any]:
+        block, before = blocks_of(name)[env_id], blocks_of(base)[env_id]
+        assert block.keys() == before.keys()
+        return {key: value for key, value in block.items() if value != before[key]}
+
+    cheetah, game = "dm_control/cheetah-run-v0", "atari"
+    pixels = {"sb3_seer.envs.DMControlPixels": dict(height=50, width=50, camera_id=0)}
+    half = dict(env_wrapper=[{"sb3_seer.envs.ActionRepeat": dict(repeat=4)}, pixels], augmentation_kwargs=dict(size=42))
+    large = dict(freeze_after=None, buffer_size=125_000)
+    small_game = [{"stable_baselines3.common.atari_wrappers.AtariWrapper": dict(screen_size=42)}]
+    assert changes("curl", "curl_seer_paper", cheetah) == large
+    assert changes("curl_batch_128", "curl_seer_paper", cheetah) == dict(large, batch_size=128)
+    assert changes("curl_batch_256", "curl_seer_paper", cheetah) == dict(large, batch_size=256)
+    assert changes("curl_half_resolution", "curl_seer_paper", cheetah) == {**half, **large}
+    assert changes("curl_small_buffer", "curl_seer_paper", cheetah) == dict(buffer_size=1_000, freeze_after=None)
+    for algo in ("curl_seer", "sac_seer"):
+        # T_f with a small buffer is that of the large one
+        assert changes(f"{algo}_small_buffer", f"{algo}_paper", cheetah) == dict(buffer_size=1_000)
+        assert changes(f"{algo}_half_resolution", f"{algo}_paper", cheetah) == half
+    assert changes("rainbow_small_buffer", "rainbow", game) == dict(buffer_size=10_000)
+    assert changes("rainbow_half_resolution", "rainbow", game) == dict(env_wrapper=small_game)
+    assert changes("rainbow_seer_small_buffer", "rainbow_seer", game) == dict(buffer_size=10_000)
+    assert changes("rainbow_seer_half_resolution", "rainbow_seer", game) == dict(env_wrapper=small_game)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -171,7 +121,8 @@ def test_every_block_of_hyperparameters_is_valid(file: Path) -> None:
 
 def test_a_file_in_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_config("curl.yml") == str(hyperparams_folder() / "curl.yml")
+    assert find_config("sac_seer.yml") == str(hyperparams_folder() / "sac_seer.yml")
+    assert find_config("curl.yml") == str(hyperparams_folder() / "papers" / "curl.yml")
     (tmp_path / "curl.yml").touch()
     assert find_config("curl.yml") == "curl.yml"
 
@@ -208,8 +159,8 @@ def test_an_unknown_name_is_answered_with_the_list(train: Train) -> None:
     try:
         with pytest.raises(FileNotFoundError, match=r"curl_smal\.yml is not in the working directory") as error:
             train("curl_smal.yml", "curl_seer", "AnyLight-v0", n=1, gamma=0.9)
-        for name in (*SETUPS, *ALGORITHMS):
-            assert f"{name}.yml" in str(error.value)
+        for file in FILES:
+            assert file.name in str(error.value)
         # The files are for our algorithms: of others RL Zoo says what it always says
         with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'curl\.yml'"):
             train("curl.yml", "sac", "AnyLight-v0", n=1, gamma=0.9)

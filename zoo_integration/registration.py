@@ -88,13 +88,13 @@ def find_config(config: str) -> str:
     name = Path(config)
     if name.suffix not in (".yml", ".yaml") or name.name != config or name.exists():
         return config
-    allowed = sorted(path.name for path in hyperparams_folder().glob("*.yml"))
-    if config not in allowed:
+    files = {file.name: file for file in sorted(hyperparams_folder().rglob("*.yml"))}
+    if config not in files:
         raise FileNotFoundError(
             f"{config} is not in the working directory ({Path.cwd()}), and not one of the files that come with sb3_seer: "
-            f"{', '.join(allowed)}"
+            f"{', '.join(files)}"
         )
-    return str(hyperparams_folder() / config)
+    return str(files[config])
 
 
 def _add_algorithms(rl_zoo3: ModuleType) -> None:
