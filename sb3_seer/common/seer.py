@@ -14,7 +14,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
-from sb3_seer.common.allocator import keep_freed_memory, return_freed_memory
 from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
 from sb3_seer.common.checks import check_arguments, missing_encoder
@@ -25,6 +24,7 @@ from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
+from sb3_seer.common.process import return_freed_memory
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.seer_saving import SEERSaving
 from sb3_seer.common.transfer import load_pretrained
@@ -264,8 +264,6 @@ class SEERMixin(SEERSaving):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
             self.replay_buffer.set_encoder(self.policy)  # a copy of the model has a buffer without
-            if self.device.type == "cpu":
-                keep_freed_memory()
         return super()._setup_learn(*args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
