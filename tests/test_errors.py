@@ -26,11 +26,11 @@ from tests.helpers import LightEnv, TinyEncoder, make_model
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(freeze_after=-1), r"freeze_after must be .* not -1"),
-        (dict(freeze_after=0.0), r"freeze_after must be .* not 0\.0"),
-        (dict(freeze_after=1.5), r"freeze_after must be .* not 1\.5"),
-        (dict(freeze_after="soon"), "freeze_after must be .* not 'soon'"),
-        (dict(freeze_after=True), "freeze_after must be .* not True"),
+        (dict(freeze_after=-1), r"`freeze_after` must be .* got -1"),
+        (dict(freeze_after=0.0), r"`freeze_after` must be .* got 0\.0"),
+        (dict(freeze_after=1.5), r"`freeze_after` must be .* got 1\.5"),
+        (dict(freeze_after="soon"), "`freeze_after` must be .* got 'soon'"),
+        (dict(freeze_after=True), "`freeze_after` must be .* got True"),
         (dict(n_augmentations=0, augmentation="random_shift"), "n_augmentations.*0"),
         (dict(n_augmentations=2.5, augmentation="random_shift"), "n_augmentations.*2.5"),
         (dict(n_augmentations=4), "n_augmentations.*4.*augmentation"),
@@ -56,7 +56,7 @@ def test_parameters(algorithm, kwargs, message):
 def test_parameters_are_checked_when_a_model_is_loaded(tmp_path):
     make_model(SEERDQN).save(tmp_path / "model")
     before = (tmp_path / "model.zip").read_bytes()
-    with pytest.raises(ValueError, match=r"freeze_after must be .* not -5"):
+    with pytest.raises(ValueError, match=r"`freeze_after` must be .* got -5"):
         SEERDQN.load(tmp_path / "model", freeze_after=-5)
     assert (tmp_path / "model.zip").read_bytes() == before
 
@@ -160,7 +160,7 @@ def test_nothing_to_freeze():
 
 @pytest.mark.parametrize("freeze_after", [-1, 1.5, "auto", None])
 def test_callback(freeze_after):
-    with pytest.raises(ValueError, match="freeze_after must be"):
+    with pytest.raises(ValueError, match=r"`freeze_after` .*must be"):
         FreezeEncoderCallback(freeze_after)
 
 

@@ -1,6 +1,6 @@
 """Callbacks for SEER algorithms."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 def check_freeze_after(freeze_after: Any) -> int | float | None:
     """
     :param freeze_after: T_f: an integer number of steps, a float fraction of ``learn()``, or None for never
-    :return: the same as Python's own int or float
-    :raises ValueError: if it is none of these
+    :return: T_f as an int or float of Python
+    :raises ValueError: for anything else
     """
     if freeze_after is None:
         return None
@@ -20,8 +20,8 @@ def check_freeze_after(freeze_after: Any) -> int | float | None:
     if isinstance(freeze_after, (float, np.floating)) and 0 < freeze_after <= 1:
         return float(freeze_after)
     raise ValueError(
-        "freeze_after must be an integer of at least 0 (a number of steps), a float in (0, 1] (a fraction of learn()) "
-        f"or None (never), not {freeze_after!r}"
+        "`freeze_after` must be an int >= 0 (a number of steps), a float in (0, 1] (a fraction of learn()) "
+        f"or None (never), got {freeze_after!r}"
     )
 
 
@@ -32,10 +32,10 @@ class FreezeEncoderCallback(BaseCallback):
     A SEER algorithm attaches one by itself when its parameter ``freeze_after`` is set. Given among the callbacks
     of ``learn()``, or in the ``callback:`` entry of RL Zoo's YAML files, it takes the place of that parameter.
 
-    :param freeze_after: T_f, when to freeze: an integer is a number of steps (of ``num_timesteps``), a float in
-        (0, 1] a fraction of the steps of ``learn()``
+    :param freeze_after: T_f: an integer number of steps (``num_timesteps``), or a float fraction in (0, 1] of the steps
+        of ``learn()``
     :param verbose: 1 to print a line at the freeze
-    :raises ValueError: if ``freeze_after`` is neither
+    :raises ValueError: for another ``freeze_after``; for an algorithm without an encoder to freeze
     """
 
     model: Any  # a SEER algorithm
@@ -44,7 +44,7 @@ class FreezeEncoderCallback(BaseCallback):
         super().__init__(verbose)
         checked = check_freeze_after(freeze_after)
         if checked is None:
-            raise ValueError("freeze_after must be an integer or a float for a FreezeEncoderCallback, not None")
+            raise ValueError("`freeze_after` of a FreezeEncoderCallback must be an int or a float, got None")
         self.freeze_after = checked
 
     def _init_callback(self) -> None:
@@ -78,8 +78,11 @@ def freeze_step(model: Any, freeze_after: int | float) -> int:
     return start + max(round(freeze_after * (end - start)), 1)
 
 
-def walk(callback: BaseCallback | None) -> Iterator[BaseCallback]:
-    """:return: a callback, if it is one, and all that it calls"""
+def walk(callback: Any) -> Iterator[BaseCallback]:
+    """
+    :param callback: a callback, or anything else
+    :return: the callback, and all callbacks that it calls
+    """
     if not isinstance(callback, BaseCallback):
         return
     yield callback
@@ -89,6 +92,6 @@ def walk(callback: BaseCallback | None) -> Iterator[BaseCallback]:
         yield from walk(child)
 
 
-def freezes(callback: BaseCallback | None) -> bool:
-    """:return: whether a callback is a FreezeEncoderCallback, or calls one"""
-    return any(isinstance(child, FreezeEncoderCallback) for child in walk(callback))
+def has_callback(callbacks: Iterable[BaseCallback], callback_class: type[BaseCallback]) -> bool:
+    """:return: whether one of the callbacks, or one that they call, is of a class"""
+    return any(isinstance(child, callback_class) for callback in callbacks for child in walk(callback))

@@ -1,177 +1,250 @@
-"""What a training costs in floating point operations: counted as in the papers, and as PyTorch counts them."""
+"""
+What a training costs in floating point operations, counted as in the papers (SEER, appendix; LeVER, Tables 2 and 3): a
+multiply-add is one operation, a backward pass takes twice as many as a forward pass, and acting is left out, as it costs the
+same with and without SEER.
+"""
 
 import csv
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
+import numpy as np
+import torch as th
+from sb3_contrib.qrdqn import QRDQN
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from torch.utils.flop_counter import FlopCounterMode
+from stable_baselines3.common.policies import BaseModel, BasePolicy, ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.dqn import DQN
+from stable_baselines3.sac import SAC
+from torch import nn
 
-from sb3_seer.common.callbacks import walk
-from sb3_seer.common.flops_formula import FlopsFormula
+from sb3_seer.common.callbacks import freeze_step, walk
+from sb3_seer.common.extractors import split
+from sb3_seer.common.policies import SEERPolicy
 
 # Written beside the evaluations of an EvalCallback
 FLOPS_FILE = "flops.csv"
+
+# ---- networks ----
+
+
+def multiply_adds(module: nn.Module, *inputs: Any) -> dict[nn.Module, int]:
+    """
+    Run a module, and count in its convolutions and linear layers. As in the papers' tables, biases count in linear layers
+    (control, LeVER's Table 2), but not in noisy ones (Atari, Table 3) and not in convolutions.
+
+    :param module: all layers but convolutions and linear layers are free
+    :param inputs: what it takes, a batch of one
+    :return: the multiply-adds of each layer that ran
+    """
+    counts: dict[nn.Module, int] = {}
+
+    def count(layer: nn.Module, _: Any, output: th.Tensor) -> None:
+        per_output = layer.weight[0].numel()  # type: ignore[index]
+        per_output += type(layer) is nn.Linear and layer.bias is not None
+        counts[layer] = counts.get(layer, 0) + output.numel() * per_output
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with th.no_grad():
+            module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def count_networks(policy: BasePolicy) -> tuple[int, int]:
+    """
+    :param policy: policy of an off-policy algorithm
+    :return: E and M: multiply-adds for one observation, of the encoder of one network, and of the heads of all
+        networks together. Target networks are left out: they cost the same again
+    """
+    encoder = heads = 0
+    training = policy.training
+    policy.set_training_mode(False)  # normalisation layers must not learn from the zeros
+    for name, network in policy.named_children():
+        if not isinstance(network, BaseModel) or name.endswith("_target"):
+            continue
+        zeros = gym.vector.utils.create_empty_array(network.observation_space, n=1, fn=np.zeros)
+        inputs: list[Any] = [obs_as_tensor(zeros, network.device)]  # type: ignore[arg-type]
+        if isinstance(network, ContinuousCritic):
+            inputs.append(th.zeros(1, get_action_dim(network.action_space), device=network.device))
+        # An actor draws an action: this must not move the random numbers of the training
+        with th.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+            counts = multiply_adds(network, *inputs)
+        assert network.features_extractor is not None
+        extractor = split(network.features_extractor)
+        frozen = {*extractor.trunk.modules(), *extractor.projection.modules()}
+        # Actor and critic have equal encoders
+        encoder = sum(count for module, count in counts.items() if module in frozen)
+        heads += sum(count for module, count in counts.items() if module not in frozen)
+    policy.set_training_mode(training)
+    return encoder, heads
+
+
+# ---- the formula ----
+
+
+class Passes(NamedTuple):
+    """
+    Passes of a batch through the networks in a gradient step.
+
+    :param forward: F: forward passes
+    :param backward: B: backward passes
+    :param encoder_forward: more forward passes of the encoder, for a loss that ends with the freeze
+    :param encoder_backward: more backward passes of the encoder, for a loss that ends with the freeze
+    """
+
+    forward: float
+    backward: float
+    encoder_forward: float = 0
+    encoder_backward: float = 0
+
+
+def find_passes(model: Any) -> Passes | None:
+    """
+    An algorithm may have an attribute ``flops_passes``. Otherwise:
+
+    * DQN, QR-DQN: F = 2, the observations through the online network and the next ones through the target; B = 1.
+    * Double Q-learning (Rainbow): F = 3, as the next observations also pass through the online network. With these, the
+      formula gives the 45T operations of the paper (SEER, Table 1).
+    * SEERSAC: F = 3, B = 1. Of the encoder: the observations, and the next ones for the actor and for the target. Of the
+      heads, the actor passes forward twice and each critic three times; each backward once, and the critics once more for
+      the gradient of the actions alone. Three and one for all of them is right within 10% of the heads.
+    * SEERCURL: for its contrastive loss, two more forward passes of the encoder and one backward. The released code has
+      another forward pass in every second update, as it encodes the observations again for the actor.
+
+    :param model: an off-policy algorithm
+    :return: the passes of a gradient step, None if they are not known
+    """
+    if hasattr(model, "flops_passes"):
+        return model.flops_passes
+    if isinstance(model, SAC) and isinstance(model.policy, SEERPolicy):
+        contrastive_freq = getattr(model, "cpc_update_freq", None)
+        contrastive = 0 if contrastive_freq is None else 1 / contrastive_freq
+        return Passes(3, 1, encoder_forward=2 * contrastive, encoder_backward=contrastive)
+    if isinstance(model, DQN | QRDQN):
+        return Passes(3 if getattr(model, "double_q", False) else 2, 1)
+    return None
+
+
+@dataclass(frozen=True)
+class FlopsFormula:
+    """
+    The papers' formula, with the numbers of an algorithm.
+
+    :param encoder: E: multiply-adds of one observation in the part of a network that the freeze takes
+    :param heads: M: multiply-adds of one observation in the rest of the networks
+    :param passes: F and B: passes of a gradient step
+    :param n_augmentations: K: stored copies of an observation
+    :param n_networks: N: networks with a latent of their own
+    """
+
+    encoder: int
+    heads: int
+    passes: Passes
+    n_augmentations: int = 1
+    n_networks: int = 1
+
+    @classmethod
+    def of(cls, model: Any) -> "FlopsFormula":
+        """
+        :param model: an off-policy algorithm, see :func:`find_passes`. Its networks run once, on an observation of zeros
+        :return: its formula
+        :raises ValueError: if the passes of a gradient step are not known
+        """
+        passes = find_passes(model)
+        if passes is None:
+            raise ValueError(
+                f"The passes of {type(model).__name__} are not known: allowed are DQN, QRDQN, SEERSAC with images, their "
+                "subclasses, and algorithms with an attribute flops_passes"
+            )
+        n_networks = model.policy.latent_shape[0] if isinstance(model.policy, SEERPolicy) else 1
+        return cls(*count_networks(model.policy), passes, getattr(model, "n_augmentations", 1), n_networks)
+
+    def update(self, batch_size: int, frozen: bool) -> int:
+        """
+        :param batch_size: b, transitions in a batch
+        :param frozen: whether the update is on latents
+        :return: operations of a gradient step: ``b F (E + M) + 2 b B (E + M)``, without E if frozen
+        """
+        forward, backward, encoder_forward, encoder_backward = self.passes
+        operations = (forward + 2 * backward) * self.heads
+        if not frozen:
+            operations += (forward + encoder_forward + 2 * (backward + encoder_backward)) * self.encoder
+        return round(batch_size * operations)
+
+    def storing(self, n_transitions: int) -> int:
+        """
+        :param n_transitions: transitions that become latents, at the freeze or later
+        :return: operations to encode them: E K N each
+        """
+        return self.encoder * self.n_augmentations * self.n_networks * n_transitions
+
+
+def estimate_flops(model: Any, timesteps: np.ndarray) -> np.ndarray:
+    """
+    The count of a ``FlopsCallback``, from the parameters of an algorithm: for a training without the callback.
+
+    :param model: an off-policy algorithm that was trained from step 0 on, see :func:`find_passes`
+    :param timesteps: numbers of steps, shape ``(n,)``
+    :return: operations until each of them, shape ``(n,)``
+    :raises ValueError: if the passes of a gradient step are not known; if ``train_freq`` is in episodes, of unknown length;
+        if the algorithm has other settings after the freeze
+    """
+    formula, (frequency, unit) = FlopsFormula.of(model), model.train_freq
+    if unit != TrainFrequencyUnit.STEP:
+        raise ValueError(f"`train_freq` must be in steps, got {model.train_freq}: nobody knows when the episodes ended")
+    for name in ("batch_size_after_freeze", "gradient_steps_after_freeze"):
+        if getattr(model, name, None) is not None:
+            raise ValueError(f"`{name}` must be None, got {getattr(model, name)}: the model has one setting, not both")
+    rollout = frequency * model.n_envs
+    per_training = model.gradient_steps if model.gradient_steps >= 0 else rollout
+
+    def n_updates(steps: np.ndarray) -> np.ndarray:
+        """:return: gradient steps before these steps: some after each rollout that ends later than learning_starts"""
+        return np.maximum((steps - 1) // rollout - model.learning_starts // rollout, 0) * per_training
+
+    timesteps = np.asarray(timesteps)
+    before, stored = n_updates(timesteps), np.zeros_like(timesteps)
+    freeze_after = getattr(model, "freeze_after", None)
+    if freeze_after is not None:
+        # The first step of all envs that reaches T_f. It is stored after the freeze
+        freeze = -(-freeze_step(model, freeze_after) // model.n_envs) * model.n_envs
+        before = n_updates(np.minimum(timesteps, max(freeze, 1)))
+        held = max(freeze - model.n_envs, 0)
+        collected = (timesteps - 1) // rollout * rollout
+        stored = np.where(collected < freeze, 0, min(held, model.buffer_size) + collected - held)
+    after = n_updates(timesteps) - before
+    before_each, after_each = (formula.update(model.batch_size, frozen) for frozen in (False, True))
+    return before * before_each + after * after_each + stored * formula.storing(1)
+
+
+# ---- the meter ----
 
 
 @dataclass
 class FlopsCount:
     """
-    What was counted so far. It is an attribute of the algorithm, and is saved with it.
+    The count so far: an attribute of the algorithm, saved with it.
 
     :param flops: operations, by the formula
-    :param seconds: of the training, without the evaluations of an ``EvalCallback``
+    :param seconds: time of the training, without the evaluations of an ``EvalCallback``
     :param n_updates: gradient steps that are counted
     :param frozen: whether the freeze is counted
-    :param measured: operations in one update, by PyTorch's counter, by whether the encoder was frozen
-    :param networks: E and M: the networks need not run for them again
     """
 
     flops: int = 0
     seconds: float = 0.0
     n_updates: int = 0
     frozen: bool = False
-    measured: dict[bool, int] = field(default_factory=dict)
-    networks: tuple[int, int] | None = None
-
-
-class FlopsCallback(BaseCallback):
-    """
-    Counts the floating point operations of a training as they happen, and logs
-
-    * ``seer/flops``: all so far, by the papers' formula, see :class:`FlopsFormula`,
-    * ``seer/flops_update_measured``: what PyTorch's ``FlopCounterMode`` counted in one update of this stage (with images, or
-      with latents). There a multiply-add is two operations, a backward pass is what is executed (the first layer needs no
-      gradient of its input), and biases are none.
-
-    Where an ``EvalCallback`` logs its evaluations, a file ``flops.csv`` is written beside them: the steps, the operations and
-    the seconds (without those of the evaluations) until each evaluation, and until the freeze.
-
-    A SEER algorithm attaches one by itself. Give it to ``Rainbow``, or to SB3's algorithms, to compare with them (in RL Zoo's
-    YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
-
-    :param verbose: as for any callback
-    :raises ValueError: if the passes of an update are not known of the algorithm, see :func:`find_passes`
-    """
-
-    model: Any
-    # For the next update, until that is measured
-    _measured_train: Callable[..., None] | None = None
-
-    def _init_callback(self) -> None:
-        if not hasattr(self.model, "flops_count"):
-            self.model.flops_count = FlopsCount()
-        self.formula = FlopsFormula.of(self.model, self._count.networks)
-        self._count.networks = self.formula.encoder, self.formula.heads
-
-    @property
-    def _count(self) -> FlopsCount:
-        return self.model.flops_count
-
-    @property
-    def _frozen(self) -> bool:
-        return getattr(self.model, "encoder_frozen", False)
-
-    # ---- events ----
-
-    def _on_training_start(self) -> None:
-        self._n_timesteps = self.num_timesteps
-        self._eval_callbacks = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]
-        self._n_evaluations, self._was_frozen = self._evaluations(), self._frozen
-        self._time = time.perf_counter()
-        self._start_files()
-
-    def _on_rollout_start(self) -> None:
-        self._stop_measuring()
-        self._count_operations()
-        self._observe()
-
-    def _on_step(self) -> bool:
-        self._observe()
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self._observe()
-        trains = self.num_timesteps > self.model.learning_starts and "train" not in vars(self.model)
-        if trains and self._frozen not in self._count.measured:
-            self.model.train = self._measured_train = self._make_measured_train()
-
-    def _on_training_end(self) -> None:
-        self._stop_measuring()
-        self._count_operations()
-        self._observe()
-
-    def _observe(self) -> None:
-        now, n_evaluations = time.perf_counter(), self._evaluations()
-        evaluated, froze = n_evaluations > self._n_evaluations, self._frozen and not self._was_frozen
-        # The time of a freeze counts, even if there was an evaluation next to it
-        if froze or not evaluated:
-            self._count.seconds += now - self._time
-        self._time, self._n_evaluations, self._was_frozen = now, n_evaluations, self._frozen
-        self.logger.record("seer/flops", self._count.flops)
-        if self._frozen in self._count.measured:
-            self.logger.record("seer/flops_update_measured", self._count.measured[self._frozen])
-        if froze or evaluated:
-            self._write_row()
-
-    # ---- counting ----
-
-    def _count_operations(self) -> None:
-        # Only callbacks freeze, and they run between updates: these are all of one stage
-        count, frozen = self._count, self._frozen
-        count.flops += (self.model._n_updates - count.n_updates) * self.formula.update(self.model.batch_size, frozen)
-        if frozen:
-            # At the freeze all that is held was encoded, then what is new
-            n_stored = self.num_timesteps - self._n_timesteps
-            if not count.frozen:
-                n_stored = self.model.replay_buffer.size() * self.model.n_envs
-            count.flops += self.formula.storing(n_stored)
-        count.n_updates, count.frozen = self.model._n_updates, frozen
-        self._n_timesteps = self.num_timesteps
-
-    def _make_measured_train(self) -> Callable[..., None]:
-        """:return: the algorithm's ``train()`` for once, with PyTorch's counter"""
-        model, count, frozen = self.model, self._count, self._frozen
-
-        def train(*args: Any, **kwargs: Any) -> None:
-            del model.train
-            n_updates = model._n_updates
-            with FlopCounterMode(display=False) as counter:
-                model.train(*args, **kwargs)
-            if model._n_updates > n_updates:
-                count.measured[frozen] = counter.get_total_flops() // (model._n_updates - n_updates)
-
-        return train
-
-    def _stop_measuring(self) -> None:
-        # With gradient_steps=0 nothing was trained
-        if vars(self.model).get("train") is self._measured_train is not None:
-            del self.model.train
-
-    # ---- files ----
-
-    def _evaluations(self) -> int:
-        return sum(len(callback.evaluations_timesteps) for callback in self._eval_callbacks)
-
-    def _files(self) -> list[Path]:
-        return [Path(callback.log_path).parent / FLOPS_FILE for callback in self._eval_callbacks if callback.log_path]
-
-    def _start_files(self) -> None:
-        """Begin the files, or go on with them where a training is resumed."""
-        for file in self._files():
-            rows = [row for row in read_rows(file) if row.timesteps < self.num_timesteps]
-            with file.open("w", newline="") as stream:
-                csv.writer(stream).writerows([FlopsRow._fields, *rows])
-        self._write_row()
-
-    def _write_row(self) -> None:
-        row = FlopsRow(self.num_timesteps, self._count.flops, round(self._count.seconds, 3), int(self._frozen))
-        for file in self._files():
-            with file.open("a", newline="") as stream:
-                csv.writer(stream).writerow(row)
 
 
 class FlopsRow(NamedTuple):
@@ -180,7 +253,7 @@ class FlopsRow(NamedTuple):
 
     :param timesteps: steps of the training
     :param flops: operations until then, see :class:`FlopsFormula`
-    :param seconds: of the training until then, without the evaluations
+    :param seconds: time of the training until then, without the evaluations
     :param frozen: 1 if the encoder was frozen, 0 if not
     """
 
@@ -192,19 +265,96 @@ class FlopsRow(NamedTuple):
 
 def read_rows(file: Path) -> list[FlopsRow]:
     """
-    :param file: a ``flops.csv``
+    :param file: path of a ``flops.csv``
     :return: its rows, none if there is no such file
-    :raises ValueError: if it is something else
+    :raises ValueError: if it has other columns
     """
     if not file.is_file():
         return []
     with file.open(newline="") as stream:
         header, *rows = csv.reader(stream)
     if tuple(header) != FlopsRow._fields:
-        raise ValueError(f"{file} has the columns {', '.join(header)}, allowed are {', '.join(FlopsRow._fields)}")
+        raise ValueError(f"{file} must have the columns {', '.join(FlopsRow._fields)}, got {', '.join(header)}")
     return [FlopsRow(int(row[0]), int(row[1]), float(row[2]), int(row[3])) for row in rows]
 
 
-def counts_flops(callback: BaseCallback) -> bool:
-    """:return: whether a callback is a FlopsCallback, or calls one"""
-    return any(isinstance(child, FlopsCallback) for child in walk(callback))
+class FlopsCallback(BaseCallback):
+    """
+    Counts the operations of a training by the papers' formula (:class:`FlopsFormula`), and logs them as ``seer/flops``.
+
+    Where an ``EvalCallback`` logs its evaluations, a file ``flops.csv`` is written beside them: the steps, the operations and
+    the seconds (without the evaluations) until each evaluation, and until the freeze.
+
+    A SEER algorithm attaches one by itself. Give it to ``Rainbow``, or to SB3's algorithms, to compare with them (in RL Zoo's
+    YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
+
+    :param verbose: as for any callback
+    :raises ValueError: if the passes of a gradient step are not known, see :func:`find_passes`
+    """
+
+    model: Any
+
+    def _init_callback(self) -> None:
+        self.formula = FlopsFormula.of(self.model)
+        if not hasattr(self.model, "flops_count"):
+            self.model.flops_count = FlopsCount()
+
+    @property
+    def _frozen(self) -> bool:
+        return getattr(self.model, "encoder_frozen", False)
+
+    def _on_training_start(self) -> None:
+        self._n_timesteps = self.num_timesteps
+        self._eval_callbacks = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]
+        self._files = [Path(callback.log_path).parent / FLOPS_FILE for callback in self._eval_callbacks if callback.log_path]
+        self._n_evaluations, self._was_frozen = self._count_evaluations(), self._frozen
+        self._time = time.perf_counter()
+        for file in self._files:
+            # Where a training is resumed, its file goes on
+            rows = [row for row in read_rows(file) if row.timesteps < self.num_timesteps]
+            with file.open("w", newline="") as stream:
+                csv.writer(stream).writerows([FlopsRow._fields, *rows])
+        self._write_row()
+
+    def _on_rollout_start(self) -> None:
+        self._count_operations()
+        self._observe()
+
+    def _on_step(self) -> bool:
+        self._observe()
+        return True
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
+    def _count_operations(self) -> None:
+        # Only callbacks freeze, and they run between updates: these updates are all of one stage
+        count, frozen = self.model.flops_count, self._frozen
+        count.flops += (self.model._n_updates - count.n_updates) * self.formula.update(self.model.batch_size, frozen)
+        if frozen:
+            # The freeze encodes all that is held. Later, each step is encoded
+            held = self.model.replay_buffer.size() * self.model.n_envs
+            count.flops += self.formula.storing(self.num_timesteps - self._n_timesteps if count.frozen else held)
+        count.n_updates, count.frozen = self.model._n_updates, frozen
+        self._n_timesteps = self.num_timesteps
+
+    def _observe(self) -> None:
+        now, n_evaluations = time.perf_counter(), self._count_evaluations()
+        evaluated, froze = n_evaluations > self._n_evaluations, self._frozen and not self._was_frozen
+        # The time of a freeze counts, even if there was an evaluation next to it
+        if froze or not evaluated:
+            self.model.flops_count.seconds += now - self._time
+        self._time, self._n_evaluations, self._was_frozen = now, n_evaluations, self._frozen
+        self.logger.record("seer/flops", self.model.flops_count.flops)
+        if froze or evaluated:
+            self._write_row()
+
+    def _count_evaluations(self) -> int:
+        return sum(len(callback.evaluations_timesteps) for callback in self._eval_callbacks)
+
+    def _write_row(self) -> None:
+        count = self.model.flops_count
+        row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(self._frozen))
+        for file in self._files:
+            with file.open("a", newline="") as stream:
+                csv.writer(stream).writerow(row)

@@ -11,8 +11,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_seer.common.callbacks import freeze_step
-from sb3_seer.common.flops import FLOPS_FILE, read_rows
-from sb3_seer.common.flops_formula import estimate_flops
+from sb3_seer.common.flops import FLOPS_FILE, estimate_flops, read_rows
 
 
 @dataclass(frozen=True)

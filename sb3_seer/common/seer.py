@@ -15,11 +15,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
 from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
-from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, freezes
+from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.checks import check_arguments, missing_encoder
 from sb3_seer.common.codec import LatentCodec
-from sb3_seer.common.flops import FlopsCallback, counts_flops
-from sb3_seer.common.flops_formula import find_passes
+from sb3_seer.common.flops import FlopsCallback, find_passes
 from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.policies import SEERPolicy
@@ -272,9 +271,9 @@ class SEERMixin(SEERSaving):
         elif not isinstance(callback, list):
             callback = [] if callback is None else [ConvertCallback(callback)]
         has_encoder = isinstance(self.replay_buffer, LatentReplayBuffer)
-        if self.freeze_after is not None and has_encoder and not any(map(freezes, callback)):
+        if self.freeze_after is not None and has_encoder and not has_callback(callback, FreezeEncoderCallback):
             callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
-        if has_encoder and find_passes(self) is not None and not any(map(counts_flops, callback)):
+        if has_encoder and find_passes(self) is not None and not has_callback(callback, FlopsCallback):
             callback = [*callback, FlopsCallback()]
         return super()._init_callback(callback, progress_bar)
 
