@@ -1,8 +1,10 @@
-"""Settings of the whole process that make training on a CPU faster. The package never changes them by itself."""
+"""What makes training on a CPU faster: freed memory that is kept, and no subnormal numbers."""
 
 import ctypes
 import os
 from typing import Any
+
+import torch as th
 
 # Parameters of glibc's mallopt(), see malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -13,7 +15,8 @@ ENVIRONMENT_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GL
 
 def tune_process() -> bool:
     """
-    Let the process keep freed memory for the next gradient step. Programs call it once, before they train on a CPU.
+    Let the process keep freed memory for the next gradient step. Programs call it once, before they train on a CPU; the
+    package itself never changes the process.
 
     PyTorch has no allocator of its own on a CPU. Linux's C library (glibc) returns feature maps to the system as soon
     as they are freed, and a gradient step that needs them again spends a quarter of its time on page faults. At most
@@ -44,3 +47,25 @@ def _glibc(name: str) -> Any:
         return None
     library = ctypes.CDLL(None)
     return getattr(library, name, None) if hasattr(library, "gnu_get_libc_version") else None
+
+
+def zero_subnormals(model: Any, optimizers: Any) -> None:
+    """
+    On a CPU, every 100 gradient steps: set subnormal numbers (below 1.2e-38) in the state of optimizers to zero. No weight
+    changes.
+
+    Adam multiplies the momentum of a weight without a gradient, such as all weights of a dead unit, by 0.9 in each step.
+    It never becomes zero, as the smallest numbers are rounded to themselves, and a CPU may need a hundred times as long for
+    one of these. After a thousand steps of ``SEERSAC`` without images, four momenta in ten were subnormal.
+
+    :param model: an algorithm, at the start of its ``train()``
+    :param optimizers: an optimizer of the algorithm, or a list of them
+    """
+    if model.device.type != "cpu" or model._n_updates < getattr(model, "_subnormals_due", 0):
+        return
+    model._subnormals_due = model._n_updates + 100
+    for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+        for state in optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, th.Tensor) and value.is_floating_point():
+                    value.masked_fill_(value.abs() < th.finfo(value.dtype).tiny, 0.0)

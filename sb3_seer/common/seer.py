@@ -23,7 +23,7 @@ from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
-from sb3_seer.common.process import return_freed_memory
+from sb3_seer.common.process import return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.seer_saving import SEERSaving
 from sb3_seer.common.transfer import load_pretrained
@@ -259,6 +259,10 @@ class SEERMixin(SEERSaving):
         replay_buffer: Any = self.replay_buffer
         if is_prioritized(replay_buffer):
             replay_buffer.progress_remaining = self._current_progress_remaining
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        zero_subnormals(self, optimizers)  # each train() begins with this call
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):

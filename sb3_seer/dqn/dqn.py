@@ -7,8 +7,8 @@ from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples
+from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.seer import SEERMixin
-from sb3_seer.common.weighted import WeightedUpdates
 from sb3_seer.dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfSEERDQN = TypeVar("SelfSEERDQN", bound="SEERDQN")
@@ -23,7 +23,7 @@ class SEERDQN(SEERMixin, WeightedUpdates, DQN):
     All parameters of SB3's :class:`~stable_baselines3.dqn.DQN`, with the same defaults and meaning, and those of
     :class:`~sb3_seer.common.seer.SEERMixin`. The updates are DQN's own: with ``freeze_after=None`` and no augmentation
     the weights end the same to the last bit. With a prioritised replay buffer, each transition's loss counts by its
-    weight, and its TD error is its priority: see :class:`~sb3_seer.common.weighted.WeightedUpdates`.
+    weight, and its TD error is its priority: see :class:`~sb3_seer.common.q_learning.WeightedUpdates`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -7,8 +7,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples
+from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.seer import SEERMixin
-from sb3_seer.common.weighted import WeightedUpdates
 from sb3_seer.qrdqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfSEERQRDQN = TypeVar("SelfSEERQRDQN", bound="SEERQRDQN")
@@ -23,7 +23,7 @@ class SEERQRDQN(SEERMixin, WeightedUpdates, QRDQN):
     All parameters of sb3-contrib's :class:`~sb3_contrib.qrdqn.QRDQN`, with the same defaults and meaning, and those of
     :class:`~sb3_seer.common.seer.SEERMixin`. The updates are QRDQN's own: with ``freeze_after=None`` and no augmentation
     the weights end the same to the last bit. With a prioritised replay buffer, each transition's loss counts by its
-    weight, and is its priority: see :class:`~sb3_seer.common.weighted.WeightedUpdates`.
+    weight, and is its priority: see :class:`~sb3_seer.common.q_learning.WeightedUpdates`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.prioritized import PrioritizedReplayBuffer
+from sb3_seer.common.process import zero_subnormals
+from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.utils import find_n_stack
-from sb3_seer.common.weighted import WeightedUpdates
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
 
@@ -238,6 +239,10 @@ class Rainbow(WeightedUpdates, DQN):
         replay_buffer: Any = self.replay_buffer
         if is_prioritized(replay_buffer):
             replay_buffer.progress_remaining = self._current_progress_remaining
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        zero_subnormals(self, optimizers)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """

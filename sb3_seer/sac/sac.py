@@ -9,7 +9,6 @@ from stable_baselines3.sac import SAC
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_seer.common.moments import NormalMoments
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
@@ -19,7 +18,7 @@ from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSA
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
 
 
-class SEERSAC(SEERMixin, NormalMoments, SAC):
+class SEERSAC(SEERMixin, SAC):
     """
     Soft Actor-Critic with Stored Embeddings for Efficient Reinforcement Learning (SEER).
 

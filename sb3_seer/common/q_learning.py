@@ -1,21 +1,50 @@
-"""Updates of Q-learning algorithms from any replay buffer, prioritised ones included."""
+"""What DQN, QR-DQN and Rainbow share: a policy of one network and its target, and updates with one loss."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_seer.common.moments import NormalMoments
+from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
 
 
-class WeightedUpdates(NormalMoments):
+class SEERQPolicy(SEERPolicy):
     """
-    Mixin for an algorithm with one loss, whose ``train()`` knows nothing of priorities: DQN and what comes from it.
+    Mixin for a policy with one network and its target. Parameters as for the SB3 class, and :class:`SEERPolicy`.
 
-    With a prioritised replay buffer each transition's loss counts by its weight, and its error is its next priority
-    (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, Algorithm 1). With any other, ``train()`` is the algorithm's.
-    One without a ``train()`` of its own calls ``_train_on_losses()`` in any case: without weights, all count equally.
+    A subclass names its ``network_class``, and its network if that is not ``q_net``.
+    """
+
+    network_class: ClassVar[type[LatentNetwork]]
+    network_name: ClassVar[str] = "q_net"
+    net_args: dict[str, Any]
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.net_args["observation_space"] = self.image_space
+        super()._build(lr_schedule)  # type: ignore[misc]
+
+    def make_q_net(self) -> Any:
+        return self.network_class(**self._update_features_extractor(self.net_args)).to(self.device)
+
+    @property
+    def encoder_networks(self) -> list[LatentNetwork]:
+        return [getattr(self, self.network_name)]
+
+    @property
+    def target_networks(self) -> list[LatentNetwork]:
+        return [getattr(self, f"{self.network_name}_target")]
+
+
+class WeightedUpdates(OffPolicyAlgorithm):
+    """
+    Mixin for an algorithm with one loss whose ``train()`` does not know priorities: DQN and its variants.
+
+    With a prioritised replay buffer, the loss of each transition counts by its weight, and its error is its next priority
+    (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, Algorithm 1). With any other buffer, ``train()`` is the algorithm's.
+    An algorithm without a ``train()`` of its own calls ``_train_on_losses()`` in both cases.
     """
 
     max_grad_norm: Any  # float, or None where the algorithm allows it
@@ -23,7 +52,7 @@ class WeightedUpdates(NormalMoments):
     @abstractmethod
     def _losses(self, batch: PrioritizedReplayBufferSamples) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param batch: a batch of transitions; its weights are not to be looked at
+        :param batch: a batch of transitions. The caller applies its weights
         :return: the loss of each transition and its absolute error, both of shape ``(batch_size,)``
         """
 
@@ -41,7 +70,7 @@ class WeightedUpdates(NormalMoments):
 
     def _train_on_losses(self, gradient_steps: int, batch_size: int) -> None:
         """
-        The updates of ``DQN.train()`` with the losses of ``_losses()``, by their weights if the replay buffer has some.
+        The updates of ``DQN.train()`` with ``_losses()``, weighted if the replay buffer is prioritised.
 
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions in a batch
@@ -56,7 +85,7 @@ class WeightedUpdates(NormalMoments):
         for _ in range(gradient_steps):
             batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             losses, errors = self._losses(batch)
-            # Another shape would be broadcast without a word
+            # A wrong shape would broadcast silently
             assert losses.shape == errors.shape == (len(batch.rewards),)
             loss = (batch.weights.squeeze(dim=1) * losses).mean() if prioritized else losses.mean()
             loss_values.append(loss.detach())
