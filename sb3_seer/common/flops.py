@@ -154,10 +154,11 @@ class FlopsFormula:
     n_networks: int = 1
 
     @classmethod
-    def of(cls, model: Any) -> "FlopsFormula":
+    def of(cls, model: Any, networks: tuple[int, int] | None = None) -> "FlopsFormula":
         """
-        :param model: an off-policy algorithm, see :func:`find_passes`. Its networks run once, on an observation of zeros
-        :return: its formula
+        :param model: an off-policy algorithm, see :func:`find_passes`
+        :param networks: E and M. If None, its networks run once, on an observation of zeros
+        :return: the formula of the algorithm
         :raises ValueError: if the passes of a gradient step are not known
         """
         passes = find_passes(model)
@@ -167,7 +168,7 @@ class FlopsFormula:
                 "subclasses, and algorithms with an attribute flops_passes"
             )
         n_networks = model.policy.latent_shape[0] if isinstance(model.policy, SEERPolicy) else 1
-        return cls(*count_networks(model.policy), passes, getattr(model, "n_augmentations", 1), n_networks)
+        return cls(*(networks or count_networks(model.policy)), passes, getattr(model, "n_augmentations", 1), n_networks)
 
     def update(self, batch_size: int, frozen: bool) -> int:
         """
@@ -239,12 +240,14 @@ class FlopsCount:
     :param seconds: time of the training, without the evaluations of an ``EvalCallback``
     :param n_updates: gradient steps that are counted
     :param frozen: whether the freeze is counted
+    :param networks: E and M, see :class:`FlopsFormula`
     """
 
     flops: int = 0
     seconds: float = 0.0
     n_updates: int = 0
     frozen: bool = False
+    networks: tuple[int, int] | None = None
 
 
 class FlopsRow(NamedTuple):
@@ -295,9 +298,10 @@ class FlopsCallback(BaseCallback):
     model: Any
 
     def _init_callback(self) -> None:
-        self.formula = FlopsFormula.of(self.model)
         if not hasattr(self.model, "flops_count"):
             self.model.flops_count = FlopsCount()
+        self.formula = FlopsFormula.of(self.model, self.model.flops_count.networks)
+        self.model.flops_count.networks = self.formula.encoder, self.formula.heads
 
     @property
     def _frozen(self) -> bool:
