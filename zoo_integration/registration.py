@@ -1,30 +1,25 @@
-"""What RL Zoo is told about ``sb3_seer``. It has no plug-ins: its tables and one class are changed in place."""
+"""
+Importing this module registers ``sb3_seer`` with RL Zoo. It has no plug-ins: its tables and three methods of its
+``ExperimentManager`` are changed in place.
+"""
 
 import functools
 import importlib
-import importlib.util
-import inspect
-import re
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import gymnasium as gym
-from gymnasium.error import DependencyNotInstalled
+import optuna
+import rl_zoo3.exp_manager
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 import sb3_seer
-import sb3_seer.envs  # registers the ids of dm_control
+from sb3_seer.common.process import tune_process
 from sb3_seer.common.seer import SEERMixin
-from zoo_integration.hook import ZOO_MODULES
 from zoo_integration.samplers import configured_hyperparams, sample_seer_params, sample_with_configured_policy
-
-if TYPE_CHECKING:
-    import optuna
-    from rl_zoo3.exp_manager import ExperimentManager
 
 ALGORITHMS = {
     # RL Zoo's name: the class, and RL Zoo's name of the algorithm that it extends
@@ -36,28 +31,7 @@ ALGORITHMS = {
     "sac_seer": (sb3_seer.SEERSAC, "sac"),
 }
 
-
-def register_all() -> None:
-    """
-    Import RL Zoo and register with all of its modules.
-
-    :raises ImportError: if RL Zoo is not installed
-    """
-    if importlib.util.find_spec("rl_zoo3") is None:
-        raise ImportError('RL Zoo is not installed: pip install "sb3_seer[zoo]"')
-    for name in ZOO_MODULES:
-        register_in(importlib.import_module(name))
-
-
-def register_in(module: ModuleType) -> None:
-    """
-    Register with one module of RL Zoo. A second call changes nothing.
-
-    :param module: one of ``ZOO_MODULES``, imported
-    """
-    if not hasattr(module, "_registered_sb3_seer"):
-        _REGISTER[module.__name__](module)
-        module._registered_sb3_seer = True  # type: ignore[attr-defined]
+# ---- hyperparameters ----
 
 
 def hyperparams_folder() -> Path:
@@ -82,7 +56,7 @@ def find_config(config: str) -> str:
 
     :param config: what RL Zoo was given as ``-conf``
     :return: the file of this package with that name, if ``config`` is the name of a YAML file that is not in the working
-        directory. Else ``config``: a path or a Python package, which are RL Zoo's to read
+        directory. Else ``config``: a path or a Python package, which RL Zoo reads
     :raises FileNotFoundError: if this package has no such file either
     """
     name = Path(config)
@@ -97,120 +71,76 @@ def find_config(config: str) -> str:
     return str(files[config])
 
 
-def _add_algorithms(rl_zoo3: ModuleType) -> None:
-    # ALGOS is one dict, which several modules import
-    rl_zoo3.ALGOS.update({name: algorithm for name, (algorithm, _) in ALGORITHMS.items()})
-    # -params policy_kwargs:"dict(features_extractor_class=sb3_seer.PixelEncoder)" is evaluated in this namespace
-    rl_zoo3.utils.sb3_seer = sb3_seer
-    _stand_in_for_atari()
-    _mend_push_to_hub()
+# ---- RL Zoo's tables ----
+
+for name, (algorithm, base) in ALGORITHMS.items():
+    # One dict, which several modules import
+    rl_zoo3.ALGOS[name] = algorithm  # type: ignore[assignment]
+    sample_params = sample_seer_params if issubclass(algorithm, SEERMixin) else sample_with_configured_policy
+    HYPERPARAMS_SAMPLER[name] = functools.partial(sample_params, HYPERPARAMS_SAMPLER[base])
+    # It leaves our parameters as they are
+    HYPERPARAMS_CONVERTER[name] = HYPERPARAMS_CONVERTER[base]
+
+# Strings of a YAML file, such as "dict(features_extractor_class=sb3_seer.PixelEncoder)", are evaluated in the first namespace,
+# those after -params in the second
+for zoo_module in (rl_zoo3.exp_manager, rl_zoo3.utils):
+    zoo_module.sb3_seer = sb3_seer  # type: ignore[attr-defined]
+
+# gymnasium knows an id of dm_control once shimmy is imported. As that takes a second, only if there is one on the command line
+if any(argument.startswith("dm_control/") for argument in sys.argv):
+    import sb3_seer.envs
+
+# ---- RL Zoo's ExperimentManager ----
+
+_init, _objective = ExperimentManager.__init__, ExperimentManager.objective
+_read_hyperparameters = ExperimentManager.read_hyperparameters
 
 
-def _add_samplers(hyperparams_opt: ModuleType) -> None:
-    for name, (algorithm, base) in ALGORITHMS.items():
-        sample_params = sample_seer_params if issubclass(algorithm, SEERMixin) else sample_with_configured_policy
-        sample_base_params = hyperparams_opt.HYPERPARAMS_SAMPLER[base]
-        hyperparams_opt.HYPERPARAMS_SAMPLER[name] = functools.partial(sample_params, sample_base_params)
-        # It leaves what it does not know, our parameters, as it is
-        hyperparams_opt.HYPERPARAMS_CONVERTER[name] = hyperparams_opt.HYPERPARAMS_CONVERTER[base]
+@functools.wraps(_init)
+def init(self: ExperimentManager, args: Any, algo: str, *others: Any, **kwargs: Any) -> None:
+    """RL Zoo looks for hyperparameters in its own package and in the working directory; find the files of this package."""
+    if algo in ALGORITHMS:
+        config = kwargs.get("config")
+        kwargs["config"] = find_config(config) if config else str(default_config(algo))
+        tune_process()
+    _init(self, args, algo, *others, **kwargs)
 
 
-def _change_experiment_manager(exp_manager: ModuleType) -> None:
-    # And so are the strings of a YAML file in this one
-    exp_manager.sb3_seer = sb3_seer  # type: ignore[attr-defined]
-    manager = exp_manager.ExperimentManager
-    manager.__init__ = _find_configs(manager.__init__)
-    manager.objective = _show_hyperparams_to_samplers(manager.objective)
-    manager.read_hyperparameters = _keep_policy_kwargs(manager.read_hyperparameters)
+@functools.wraps(_objective)
+def objective(self: ExperimentManager, trial: optuna.Trial) -> float:
+    """What a sampler returns replaces what is configured, which it is not given. Show it to the samplers of this package."""
+    token = configured_hyperparams.set(self._hyperparams)
+    try:
+        return _objective(self, trial)
+    finally:
+        configured_hyperparams.reset(token)
 
 
-_REGISTER: dict[str, Callable[[ModuleType], None]] = {
-    "rl_zoo3": _add_algorithms,
-    "rl_zoo3.hyperparams_opt": _add_samplers,
-    "rl_zoo3.exp_manager": _change_experiment_manager,
-}
-
-
-def _find_configs(init: Callable[..., None]) -> Callable[..., None]:
-    """RL Zoo looks for hyperparameters in its own package and in the working directory; those of our algorithms are here."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(*args, **kwargs)
-        algo = bound.arguments["algo"]
-        if algo in ALGORITHMS:
-            config = bound.arguments.get("config")
-            bound.arguments["config"] = find_config(config) if config else str(default_config(algo))
-        init(*bound.args, **bound.kwargs)
-
-    return __init__
-
-
-def _show_hyperparams_to_samplers(
-    objective: "Callable[[ExperimentManager, optuna.Trial], float]",
-) -> "Callable[[ExperimentManager, optuna.Trial], float]":
-    """What a sampler returns replaces what is configured, which it is not given. Ours have to know."""
-
-    @functools.wraps(objective)
-    def wrapper(self: "ExperimentManager", trial: "optuna.Trial") -> float:
-        token = configured_hyperparams.set(self._hyperparams)
-        try:
-            return objective(self, trial)
-        finally:
-            configured_hyperparams.reset(token)
-
-    return wrapper
-
-
-_Hyperparams = tuple[dict[str, Any], dict[str, Any]]
-
-
-def _keep_policy_kwargs(
-    read_hyperparameters: "Callable[[ExperimentManager], _Hyperparams]",
-) -> "Callable[[ExperimentManager], _Hyperparams]":
+@functools.wraps(_read_hyperparameters)
+def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters of an Optuna trial (``--trial-id``) replace all ``policy_kwargs``: keep the features extractor."""
-
-    @functools.wraps(read_hyperparameters)
-    def wrapper(self: "ExperimentManager") -> _Hyperparams:
-        hyperparams, saved_hyperparams = read_hyperparameters(self)
-        from_trial = self.storage and self.study_name and self.trial_id
-        if self.algo in ALGORITHMS and from_trial and "policy_kwargs" not in (self.custom_hyperparams or {}):
-            # Without a storage there is no trial: read the file alone
-            storage, self.storage = self.storage, None
-            with redirect_stdout(StringIO()):
-                configured = read_hyperparameters(self)[0].get("policy_kwargs", "{}")
-            self.storage = storage
-            # A string, like in the file, that RL Zoo evaluates
-            policy_kwargs = f"{{**{configured}, **{hyperparams['policy_kwargs']!r}}}"
-            hyperparams["policy_kwargs"] = saved_hyperparams["policy_kwargs"] = policy_kwargs
-        return hyperparams, saved_hyperparams
-
-    return wrapper
+    hyperparams, saved_hyperparams = _read_hyperparameters(self)
+    from_trial = self.storage and self.study_name and self.trial_id
+    if self.algo in ALGORITHMS and from_trial and "policy_kwargs" not in (self.custom_hyperparams or {}):
+        # Without a storage there is no trial: read the file alone
+        storage, self.storage = self.storage, None
+        with redirect_stdout(StringIO()):
+            configured = _read_hyperparameters(self)[0].get("policy_kwargs", "{}")
+        self.storage = storage
+        # A string, like in the file, that RL Zoo evaluates
+        policy_kwargs = f"{{**{configured}, **{hyperparams['policy_kwargs']!r}}}"
+        hyperparams["policy_kwargs"] = saved_hyperparams["policy_kwargs"] = policy_kwargs
+    return hyperparams, saved_hyperparams
 
 
-def _mend_push_to_hub() -> None:
-    # rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2, which it asks for, has by another name and
-    # with another type of result: python -m rl_zoo3.push_to_hub fails
-    module: Any = importlib.import_module("huggingface_sb3.push_to_hub")
-    if not hasattr(module, "generate_metadata") and hasattr(module, "_generate_metadata"):
-        module.generate_metadata = lambda *args: module._generate_metadata(*args).to_dict()
+ExperimentManager.__init__ = init  # type: ignore[method-assign]
+ExperimentManager.objective = objective  # type: ignore[method-assign]
+ExperimentManager.read_hyperparameters = read_hyperparameters  # type: ignore[method-assign]
 
+# ---- a repair ----
 
-class MissingAtariEnv(gym.Env):
-    """
-    Stands for an Atari game while ale-py is missing.
-
-    :raises gymnasium.error.DependencyNotInstalled: always
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        raise DependencyNotInstalled('Atari games need ale-py: pip install "sb3_seer[atari]"')
-
-
-def _stand_in_for_atari() -> None:
-    # Without ale-py, RL Zoo would say of a game that it does not know it, and suggest an environment with a similar name
-    if importlib.util.find_spec("ale_py") is None:
-        for argument in sys.argv:
-            if re.fullmatch(r"ALE/\w+-v\d|\w+NoFrameskip-v\d", argument) and argument not in gym.registry:
-                gym.register(argument, "zoo_integration.registration:MissingAtariEnv")
+# python -m rl_zoo3.push_to_hub fails with every algorithm without this: rl_zoo3 2.9.2 imports a function that
+# sb3-team-hf-integration 3.2, the only version that it allows, has by another name and with another type of result
+_hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # not the function of that name
+if not hasattr(_hub, "generate_metadata"):
+    _hub.generate_metadata = lambda *args: _hub._generate_metadata(*args).to_dict()

@@ -1,7 +1,14 @@
+import warnings
+
 from sb3_seer.envs.dmc import DMControlPixels, register_dm_control
 from sb3_seer.envs.wrappers import ActionRepeat
 
 __all__ = ["ActionRepeat", "DMControlPixels", "register_dm_control"]
 
-# So that gym.make("dm_control/...") works: shimmy's ids are only there once shimmy is imported, which takes a second
-register_dm_control()
+# So that gym.make("dm_control/...") works
+try:
+    register_dm_control()
+except ModuleNotFoundError:
+    pass  # the extra "dmc" is not installed
+except Exception as error:
+    warnings.warn(f"The environments of dm_control are not registered: {error!r}", stacklevel=2)

@@ -11,15 +11,15 @@ class ActionRepeat(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Re
     Unlike SB3's ``MaxAndSkipEnv`` it returns the last observation as it is, whatever its type.
 
     :param env: environment to wrap
-    :param repeat: how often to take each action, at least once
-    :raises ValueError: if ``repeat`` is not a positive integer
+    :param repeat: how often to take each action
+    :raises ValueError: if ``repeat`` is not an integer >= 1
     """
 
     def __init__(self, env: gym.Env[ObsType, ActType], repeat: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, repeat=repeat)
         super().__init__(env)
         if not isinstance(repeat, int) or repeat < 1:
-            raise ValueError(f"repeat must be a positive integer, not {repeat!r}")
+            raise ValueError(f"`repeat` must be an integer >= 1, got {repeat!r}")
         self.repeat = repeat
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
