@@ -590,7 +590,7 @@ def test_latents_of_unknown_size_are_refused():
             super().__init__(observation_space, cnn_output_dim)
             self.extractors["map"] = nn.Sequential(self.extractors["map"], nn.Linear(cnn_output_dim, cnn_output_dim))
 
-    with pytest.raises(ValueError, match="TwoLayers has a Sequential for the image 'map': allowed are"):
+    with pytest.raises(ValueError, match=r"TwoLayers must have .* for the image 'map', got Sequential"):
         make_model(SEERDQN, TwoLayers, size=36)
 
 

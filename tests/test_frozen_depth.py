@@ -136,7 +136,7 @@ def test_every_layer_can_be_frozen_and_no_other(encoder):
     if encoder is ImpalaCNN:
         layers = [f"conv{5 * stage + i}" for stage in range(3) for i in (1, 3, 5)] + ["fc1"]
     for name in ("conv0", "conv16", "conv2" if encoder is ImpalaCNN else "conv5", "norm", None):
-        with pytest.raises(ValueError, match=f"{encoder.__name__} must be one of {', '.join(layers)}, not {name!r}"):
+        with pytest.raises(ValueError, match=f"{encoder.__name__} must be one of {', '.join(layers)}, got {name!r}"):
             encoder(SPACE, **SMALL[encoder], freeze_at=name)
     for layer in layers:
         make_encoder(encoder, layer)

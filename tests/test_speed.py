@@ -10,11 +10,10 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import polyak_update as sb3_polyak_update
 
 from benchmarks import speed
-from sb3_seer import SEERCURL, SEERDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
 from sb3_seer.common.encoders import FlattenPixels
 from sb3_seer.common.extractors import split
-from sb3_seer.common.policies import preprocess_images
-from sb3_seer.common.utils import polyak_update
+from sb3_seer.common.policies import polyak_update, preprocess_images
 from sb3_seer.dqn.policies import CnnPolicy
 from sb3_seer.rainbow.noisy import NoisyLinear
 from tests.helpers import ALGORITHMS, TinyEncoder, assert_same, encoder_state, make_model
@@ -50,6 +49,19 @@ def test_images_are_preprocessed_as_in_sb3(dtype, normalize_images):
         result = preprocess_images(observations, space, normalize_images)
         th.testing.assert_close(result, preprocess_obs(before, space, normalize_images), rtol=0, atol=0)
         th.testing.assert_close(observations, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("algorithm", [SEERDQN, SEERQRDQN])
+def test_a_tensor_of_the_user_is_not_changed(algorithm, dtype):
+    """A saliency map calls a network twice with the same floats."""
+    model = make_model(algorithm, freeze_after=None)
+    network = model.policy.encoder_networks[0]
+    pixels = th.full((1, 1, 16, 16), 200, dtype=getattr(th, dtype))
+    first, latents = network(pixels), model.policy.encode(pixels)
+    th.testing.assert_close(network(pixels), first, rtol=0, atol=0)
+    th.testing.assert_close(model.policy.encode(pixels), latents, rtol=0, atol=0)
+    assert (pixels == 200).all()
 
 
 @pytest.mark.parametrize("extractor, expected", [(DataEfficientCNN, True), (NatureCNN, False)])
@@ -170,7 +182,7 @@ def test_a_bfloat16_encoder_trains_freezes_saves_and_loads(algorithm, tmp_path):
 
 
 def test_another_dtype_of_the_encoder_is_refused():
-    with pytest.raises(ValueError, match="encoder_dtype: 'float16' was given, allowed are 'float32' and 'bfloat16'"):
+    with pytest.raises(ValueError, match="`encoder_dtype` must be 'float32' or 'bfloat16', got 'float16'"):
         make_model(SEERDQN, policy_kwargs=dict(encoder_dtype="float16"))
 
 

@@ -1,4 +1,4 @@
-"""The encoders of the papers, and after which of their layers they are frozen."""
+"""The encoders of the papers."""
 
 import math
 from collections import OrderedDict
@@ -13,21 +13,24 @@ from sb3_seer.common.extractors import SplitExtractor
 
 
 def _output_shape(module: nn.Module, observation_space: spaces.Box) -> tuple[int, ...]:
-    """:return: shape of what a module makes of one image"""
+    """:return: output shape for one image, without the batch"""
     with th.no_grad():
         return tuple(module(th.zeros(1, *observation_space.shape)).shape[1:])
 
 
 class ChannelsLast(nn.Module):
-    """Lays images out as (batch, height, width, channels) in memory: on a CPU, convolutions run several times faster."""
+    """Puts the channels last in memory: on a CPU, convolutions run several times faster."""
 
     def forward(self, images: th.Tensor) -> th.Tensor:
-        """:param images: shape ``(batch_size, channels, height, width)``, and so is the output's"""
+        """
+        :param images: shape ``(batch_size, channels, height, width)``
+        :return: the same images, same shape
+        """
         return images.contiguous(memory_format=th.channels_last)
 
 
 class FlattenPixels(nn.Module):
-    """Flattens feature maps pixel by pixel: as they lie in memory after ``ChannelsLast``, so nothing is copied."""
+    """Flattens feature maps pixel by pixel, which copies nothing if their channels are last in memory."""
 
     def forward(self, feature_maps: th.Tensor) -> th.Tensor:
         """
@@ -39,23 +42,21 @@ class FlattenPixels(nn.Module):
 
 class LayeredExtractor(SplitExtractor):
     """
-    Base of the built-in encoders: convolutions, a first fully connected layer (if any), and what follows it (if anything).
-    The freeze takes all up to one of these layers, as in the papers' analysis of how many to freeze (Chen et al. 2021,
-    https://arxiv.org/abs/2103.02886, appendix C of its first version). The layers after it are part of the head, and go on
-    learning.
+    Base of the built-in encoders: convolutions, a first fully connected layer (or none), and a head.
 
-    A latent is what that layer puts out, after its activation and pooling: the numbers of a feature map, pixel by pixel,
-    if it is a convolution. Those of early layers are larger than the image, and refused when latents would take its place.
+    The freeze takes the layers up to ``freeze_at``, as in the papers' analysis of how many to freeze (Chen et al. 2021,
+    https://arxiv.org/abs/2103.02886, appendix C of its first version). Later layers are part of the head. A latent is the
+    output of the layer ``freeze_at``, after its activation and pooling; of a convolution, its feature map, pixel by pixel.
+    Feature maps of early layers may be larger than the image, and cannot replace it in the replay buffer.
 
-    Wherever the encoder ends, the weights have the same names in a ``state_dict``, so what was saved at one layer loads at
-    another.
+    The names in a ``state_dict`` do not depend on ``freeze_at``: weights saved with one load with another.
 
     :param observation_space: (channels-first) image space
-    :param convolutions: from images to feature maps
+    :param convolutions: maps images to feature maps
     :param fc1: the first fully connected layer, None for none
-    :param head: what follows
+    :param head: maps the output of the last layer to features
     :param freeze_at: the last layer that is frozen: ``"fc1"``, or ``"conv1"``, ``"conv2"``... for convolutions, counted from
-        the image. The residual blocks cannot be cut in two
+        the image. Residual blocks are not cut
     :raises ValueError: if there is no such layer
     """
 
@@ -71,7 +72,7 @@ class LayeredExtractor(SplitExtractor):
         if fc1 is not None:
             ends["fc1"] = len(convolutions)
         if freeze_at not in ends:
-            raise ValueError(f"freeze_at of {type(self).__name__} must be one of {', '.join(ends)}, not {freeze_at!r}")
+            raise ValueError(f"`freeze_at` of {type(self).__name__} must be one of {', '.join(ends)}, got {freeze_at!r}")
         modules, end = list(convolutions.named_children()), ends[freeze_at]
         frozen, others = (nn.Sequential(OrderedDict(part)) for part in (modules[:end], modules[end:]))
         shape = _output_shape(frozen, observation_space)
@@ -88,7 +89,7 @@ class LayeredExtractor(SplitExtractor):
 
     def share_convolutions(self, other: SplitExtractor) -> None:
         """
-        Have the convolutions of another extractor in place of one's own, those of the head as well.
+        Take the convolutions of another extractor, including convolutions of the head.
 
         :param other: an extractor of the same class and arguments
         """
@@ -102,7 +103,7 @@ def _n_flatten(convolutions: nn.Module, observation_space: spaces.Box) -> int:
 
 
 def _ends_of_layers(convolutions: nn.Sequential) -> dict[str, int]:
-    """:return: by name of a layer, how many modules there are up to its end: activations and pooling belong to it"""
+    """:return: by name of a layer, the number of modules up to its end, with its activation and pooling"""
     ends: dict[str, int] = {}
     n_convolutions = 0
     for i, module in enumerate(convolutions):
@@ -114,12 +115,12 @@ def _ends_of_layers(convolutions: nn.Sequential) -> dict[str, int]:
 
 class _Remainder(nn.Module):
     """
-    The head of an encoder that ends early. Its parts are named as they would be in an encoder that does not.
+    Head of an encoder that ends before its last layer. Its modules are named as in an encoder that ends there.
 
-    :param shape: of the feature map that a latent is
-    :param trunk: the convolutions that are left, possibly none
-    :param projection: what is on top of the convolutions
-    :param head: what follows
+    :param shape: shape of the feature map that is stored as a latent
+    :param trunk: the convolutions after it, possibly none
+    :param projection: the first fully connected layer
+    :param head: head of the whole encoder
     """
 
     def __init__(self, shape: tuple[int, ...], trunk: nn.Sequential, projection: nn.Module, head: nn.Module) -> None:
@@ -143,14 +144,14 @@ class _Remainder(nn.Module):
 
 
 def _rename_saved(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    """Name the weights of a ``_Remainder`` without its own name."""
+    """Drop the prefix ``head.`` of a ``_Remainder``."""
     if isinstance(module.head, _Remainder):
         for name in module.head.state_dict():
             state_dict[prefix + name] = state_dict.pop(f"{prefix}head.{name}")
 
 
 def _rename_loaded(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """The reverse."""
+    """Restore the prefix ``head.`` of a ``_Remainder``."""
     if isinstance(module.head, _Remainder):
         for name in module.head.state_dict():
             if prefix + name in state_dict:
@@ -207,7 +208,7 @@ class DataEfficientCNN(LayeredExtractor):
     """
     The encoder of data-efficient Rainbow (van Hasselt et al. 2019, https://arxiv.org/abs/1906.05243), that SEER
     uses on Atari (appendix, Table 5): two 5x5 convolutions of stride 5 with 32 and 64 filters.
-    The freeze takes all of it: 576 numbers of 84x84 pixels.
+    The freeze takes all of it: a latent of 576 numbers for 84x84 pixels.
 
     :param observation_space: (channels-first) image space
     :param freeze_at: the last layer that is frozen: ``"conv1"`` or ``"conv2"``
@@ -227,9 +228,9 @@ class DataEfficientCNN(LayeredExtractor):
 
 class ResidualBlock(nn.Module):
     """
-    Two 3x3 convolutions, each after a ReLU, and what goes past them.
+    Two 3x3 convolutions, each after a ReLU, and a skip connection.
 
-    :param n_channels: of the feature maps, in and out
+    :param n_channels: channels of the feature maps, in and out
     """
 
     def __init__(self, n_channels: int) -> None:
@@ -242,7 +243,10 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, feature_maps: th.Tensor) -> th.Tensor:
-        """:param feature_maps: shape ``(batch_size, n_channels, height, width)``, and so is the output's"""
+        """
+        :param feature_maps: shape ``(batch_size, n_channels, height, width)``
+        :return: feature maps of the same shape
+        """
         return feature_maps + self.layers(feature_maps)
 
 
@@ -252,17 +256,16 @@ class ImpalaCNN(LayeredExtractor):
     three stages of a 3x3 convolution, max pooling that halves the feature maps, and two residual blocks of two
     convolutions each. After these 15 convolutions a ReLU, a linear layer and a ReLU.
 
-    SEER, section 5.3, puts it in place of ``PixelEncoder`` for dm_control, and leaves all else as in section 5.1: the
-    freeze takes the convolutions and the first fully connected layer. The size of that layer and the initialisation are
-    not given there, and its code for these experiments was not released: here they are IMPALA's 256 and PyTorch's default.
+    SEER, section 5.3, uses it for dm_control instead of ``PixelEncoder``, with all else as in section 5.1: the freeze takes
+    the convolutions and the first fully connected layer. The paper does not give the size of that layer or the
+    initialisation, and its code for these experiments was not released: here they are IMPALA's 256 and PyTorch's default.
     A latent is stored before the last ReLU, which is the head.
 
     :param observation_space: (channels-first) image space
     :param latent_dim: outputs of the linear layer, the numbers in a latent if the freeze takes it
     :param n_filters: filters of the convolutions of each stage
-    :param freeze_at: the last layer that is frozen: ``"fc1"``, the linear layer, or a convolution where no residual
-        block is cut in two (of each stage the first, third and fifth: ``"conv1"``, ``"conv3"``, ``"conv5"``, ``"conv6"``,
-        ``"conv8"``... ``"conv15"``)
+    :param freeze_at: the last layer that is frozen: ``"fc1"``, the linear layer, or a convolution outside of residual
+        blocks (of each stage the first, third and fifth: ``"conv1"``, ``"conv3"``, ``"conv5"``, ``"conv6"``... ``"conv15"``)
     :raises ValueError: if there is no such layer
     """
 

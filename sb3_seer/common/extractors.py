@@ -1,4 +1,4 @@
-"""Features extractors that know where their encoder ends, and those of SB3 seen so."""
+"""Splits a features extractor into an encoder, which is frozen, and a head, which goes on learning."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,22 +15,22 @@ from sb3_seer.common.layout import image_spaces, separate
 
 class SplitExtractor(BaseFeaturesExtractor):
     """
-    A features extractor in three parts, so that an agent can freeze the first two and keep learning the third::
+    A features extractor of three modules, of which a freeze takes the first two::
 
         image -> trunk -> projection -> latents -> head -> features
                  (the encoder: frozen)             (goes on learning)
 
-    * ``trunk``: the convolutions; networks that each have a projection of their own share it,
-    * ``projection``: what the encoder has on top of them (``nn.Identity()`` for nothing),
-    * ``head``: maps stored latents to features (``nn.Identity()`` for nothing).
+    * ``trunk``: the convolutions; an actor and a critic share it,
+    * ``projection``: the encoder's layers on top of it, one for each network (``nn.Identity()`` for none),
+    * ``head``: maps stored latents to features (``nn.Identity()`` for none).
 
-    To write one, assign the three modules in the constructor. For ``Dict`` observations, the trunk takes the images
-    by key, and ``features()`` is to be overridden with what joins the other keys. Images lie channels last in memory, and
-    so does what convolutions make of them: flatten it with ``nn.Flatten`` or ``reshape()``, not with ``view()``.
+    A subclass assigns the three modules in its constructor. For ``Dict`` observations, the trunk takes the images
+    by key, and the subclass overrides ``features()`` to join the other keys. Images, and so the feature maps, have their
+    channels last in memory: flatten them with ``nn.Flatten`` or ``reshape()``, not with ``view()``.
 
-    :param observation_space: (channels-first) image space, or a ``Dict`` with some
+    :param observation_space: (channels-first) image space, or a ``Dict`` with images
     :param latent_dim: numbers in a latent
-    :param features_dim: numbers in the features, that of the latent by default
+    :param features_dim: numbers in the features, ``latent_dim`` by default
     """
 
     trunk: nn.Module
@@ -43,7 +43,7 @@ class SplitExtractor(BaseFeaturesExtractor):
 
     def share_convolutions(self, other: "SplitExtractor") -> None:
         """
-        Have the convolutions of another extractor in place of one's own.
+        Take the convolutions of another extractor.
 
         :param other: an extractor of the same class and arguments
         """
@@ -52,7 +52,7 @@ class SplitExtractor(BaseFeaturesExtractor):
     def run_trunk(self, images: PyTorchObs) -> th.Tensor:
         """
         :param images: preprocessed images, shape ``(batch_size, channels, height, width)``; of a ``Dict``, by key
-        :return: what the projection takes
+        :return: input of the projection
         """
         return self.trunk(images)
 
@@ -63,28 +63,28 @@ class SplitExtractor(BaseFeaturesExtractor):
         """
         return self.projection(self.run_trunk(images))
 
-    def features(self, latents: th.Tensor, others: TensorDict) -> th.Tensor:
+    def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """
         :param latents: shape ``(batch_size, latent_dim)``
-        :param others: of ``Dict`` observations, what is no image, preprocessed, by key
+        :param vector_obs: of ``Dict`` observations, the keys without images, preprocessed
         :return: features, shape ``(batch_size, features_dim)``
         """
         return self.head(latents)
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
-        :param observations: preprocessed images, shape ``(batch_size, channels, height, width)``; or a ``Dict`` with some
+        :param observations: preprocessed images, shape ``(batch_size, channels, height, width)``; or a ``Dict`` with images
         :return: features, shape ``(batch_size, features_dim)``
         """
-        images, others = separate(observations, self._observation_space)
-        return self.features(self.encode(images), others)
+        images, vector_obs = separate(observations, self._observation_space)
+        return self.features(self.encode(images), vector_obs)
 
 
 @dataclass(frozen=True)
 class WholeExtractor:
     """
-    Any other features extractor, seen as a ``SplitExtractor``: all of it is the encoder.
-    Not a module, so the names in a ``state_dict`` stay what they are in SB3.
+    View of any other features extractor: all of it is the encoder. It is not a module, so that the names in a
+    ``state_dict`` are SB3's.
     """
 
     trunk: BaseFeaturesExtractor
@@ -99,7 +99,7 @@ class WholeExtractor:
         """:return: latents of preprocessed images"""
         return self.trunk(images)
 
-    def features(self, latents: th.Tensor, others: TensorDict) -> th.Tensor:
+    def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """:return: the latents"""
         return latents
 
@@ -107,8 +107,8 @@ class WholeExtractor:
 @dataclass(frozen=True)
 class SplitCombinedExtractor:
     """
-    SB3's ``CombinedExtractor`` (for ``Dict`` observations), seen as a ``SplitExtractor``: what it has for its images is
-    the encoder, and a latent is what all of these put out. No module, for the same reason.
+    View of SB3's ``CombinedExtractor`` (for ``Dict`` observations): its extractors of images are the encoder, and a latent
+    joins their outputs.
     """
 
     extractor: CombinedExtractor
@@ -116,16 +116,16 @@ class SplitCombinedExtractor:
 
     @cached_property
     def trunk(self) -> nn.ModuleDict:
-        """what it has for each image: what it has for the other keys may go on learning"""
+        """the extractors of images, by key"""
         images = image_spaces(self.extractor._observation_space)
         return nn.ModuleDict({key: module for key, module in self.extractor.extractors.items() if key in images})
 
     @property
     def latent_dims(self) -> dict[str, int]:
         """
-        of each image, the numbers that its part of a latent has
+        numbers in the part of a latent that comes from each image, by key
 
-        :raises ValueError: if that is not known
+        :raises ValueError: for a module of unknown output size
         """
         images = image_spaces(self.extractor._observation_space)
         return {key: self._n_features(key, module, images[key]) for key, module in self.trunk.items()}
@@ -136,8 +136,8 @@ class SplitCombinedExtractor:
         if isinstance(module, nn.Flatten):
             return spaces.flatdim(image)
         raise ValueError(
-            f"{type(self.extractor).__name__} has a {type(module).__name__} for the image {key!r}: "
-            "allowed are a BaseFeaturesExtractor, which knows its features_dim, and nn.Flatten"
+            f"{type(self.extractor).__name__} must have a BaseFeaturesExtractor (with a features_dim) or nn.Flatten for the "
+            f"image {key!r}, got {type(module).__name__}"
         )
 
     @property
@@ -150,12 +150,12 @@ class SplitCombinedExtractor:
         assert isinstance(images, dict)
         return th.cat([module(images[key]) for key, module in self.trunk.items()], dim=1)
 
-    def features(self, latents: th.Tensor, others: TensorDict) -> th.Tensor:
-        """:return: the latents and all else, each key's in its place"""
+    def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
+        """:return: features of all keys, in the order of the ``CombinedExtractor``"""
         dims = self.latent_dims
         parts = dict(zip(dims, latents.split(list(dims.values()), dim=1), strict=True))
         extractors = self.extractor.extractors.items()
-        return th.cat([parts[key] if key in dims else module(others[key]) for key, module in extractors], dim=1)
+        return th.cat([parts[key] if key in dims else module(vector_obs[key]) for key, module in extractors], dim=1)
 
 
 Split = SplitExtractor | WholeExtractor | SplitCombinedExtractor
@@ -163,9 +163,9 @@ Split = SplitExtractor | WholeExtractor | SplitCombinedExtractor
 
 def can_split(extractor_class: type[BaseFeaturesExtractor], observation_space: spaces.Space) -> bool:
     """
-    :param extractor_class: of features extractors
-    :param observation_space: what they take
-    :return: whether it is known which part of them is for images
+    :param extractor_class: class of a features extractor
+    :param observation_space: observation space
+    :return: whether it is known which part of the extractor encodes images
     """
     if not isinstance(observation_space, spaces.Dict) or issubclass(extractor_class, SplitExtractor):
         return True
@@ -175,7 +175,7 @@ def can_split(extractor_class: type[BaseFeaturesExtractor], observation_space: s
 def split(extractor: BaseFeaturesExtractor) -> Split:
     """
     :param extractor: any features extractor
-    :return: its trunk, projection and head
+    :return: the extractor, or a view of it, with a trunk, a projection and a head
     """
     if isinstance(extractor, SplitExtractor):
         return extractor
@@ -186,9 +186,9 @@ def split(extractor: BaseFeaturesExtractor) -> Split:
 
 def takes_channels_last(extractor: Split) -> bool:
     """
-    :param extractor: its trunk, projection and head
-    :return: whether its images may lie channels last in memory, as convolutions like best: another's may take a view of
-        what its convolutions put out, as only the usual layout allows
+    :param extractor: an extractor, see :func:`split`
+    :return: whether its images may have their channels last in memory, where convolutions are fastest. A user's extractor may
+        take a ``view()`` of feature maps, which needs channels first
     """
     if isinstance(extractor, SplitCombinedExtractor):
         return all(type(module) in (NatureCNN, nn.Flatten) for module in extractor.trunk.values())

@@ -1,8 +1,8 @@
-"""The seam: networks that take images or latents, and policies that know where their encoder ends."""
+"""The seam between images and latents: networks that take both, and policies that know where their encoder ends."""
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,53 +20,72 @@ from sb3_seer.common.extractors import SplitExtractor, split, takes_channels_las
 from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
-# Dtypes of the encoder's products, as autocast takes them
+# Arguments of autocast
 ENCODER_DTYPES = {"float32": None, "bfloat16": th.bfloat16}
 
 
 def preprocess_images(images: PyTorchObs, space: spaces.Space, normalize_images: bool) -> PyTorchObs:
     """
-    What SB3's ``preprocess_obs`` makes of images, without a second copy of the floats.
+    SB3's ``preprocess_obs`` for images, with one copy of the floats instead of two.
 
     :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-    :param space: of the observations
+    :param space: observation space
     :param normalize_images: whether to divide pixels by 255
     :return: float32 images
     """
-    floats = preprocess_obs(images, space, normalize_images=False)
-    if normalize_images:
-        boxes = image_spaces(space)
-        for key, part in (floats if isinstance(floats, dict) else {"": floats}).items():
-            if is_image_space(boxes[key]):  # integers until now, so the floats are no one else's
-                part.div_(255.0)
-    return floats
+    boxes = image_spaces(space)
+
+    def preprocess(image: th.Tensor, box: spaces.Box) -> th.Tensor:
+        floats = image.float()
+        if not (normalize_images and is_image_space(box)):
+            return floats
+        return floats / 255.0 if floats is image else floats.div_(255.0)  # never the caller's own floats
+
+    if isinstance(images, dict):
+        return {key: preprocess(image, boxes[key]) for key, image in images.items()}
+    return preprocess(images, boxes[""])
 
 
 def channels_last(images: PyTorchObs) -> PyTorchObs:
     """
     :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-    :return: the same in the layout that convolutions like best. It is cheapest while a pixel is a byte
+    :return: the images with their channels last in memory, where convolutions are fastest. The copy is cheapest while a
+        pixel is a byte
     """
     return map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
 
 
+def polyak_update(params: Iterable[th.Tensor], target_params: Iterable[th.Tensor], tau: float) -> None:
+    """
+    SB3's ``polyak_update`` for all weights in one call.
+
+    :param params: parameters
+    :param target_params: target parameters, as many, changed in place
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
+    """
+    targets = list(target_params)
+    if targets:
+        with th.no_grad():
+            th._foreach_lerp_(targets, list(params), tau)
+
+
 class LatentNetwork(BaseModel):
     """
-    Mixin for any SB3 network: its observations are images, as before, or ``Latents``.
+    Mixin for any SB3 network: it takes images, as before, or ``Latents``.
 
-    ``BaseModel.extract_features`` is the one place through which the observations of every actor, critic and
-    Q-network pass. That is why SB3's ``train()`` runs on latents as it is.
+    The observations of every actor, critic and Q-network pass through ``BaseModel.extract_features``. That is why SB3's
+    ``train()`` runs on latents unmodified.
     """
 
     features_extractor: BaseFeaturesExtractor
-    latent_index = 0  # which of the N latents is this network's
+    latent_index = 0  # which of the N latents this network takes
     encoder_frozen = False
-    autocast_dtype: th.dtype | None = None  # of the encoder's products, None for float32
+    autocast_dtype: th.dtype | None = None  # for the encoder, None for float32
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
-        :param obs: images of shape ``(batch_size, channels, height, width)`` (or a dict with some), those larger than
-            this network's observation space are cropped to their middle; or latents
+        :param obs: images of shape ``(batch_size, channels, height, width)`` (or a dict with some), or latents. Images
+            larger than this network's observation space are cropped to their middle
         :param features_extractor: the features extractor to use
         :return: features, shape ``(batch_size, features_dim)``
         """
@@ -75,7 +94,7 @@ class LatentNetwork(BaseModel):
             latents, others = obs.values[:, self.latent_index], obs.others
         else:
             images, others = separate(center_crop(obs, self.observation_space), self.observation_space)
-            if isinstance(extractor, SplitExtractor):  # SB3's own compute what they do there, to the last bit
+            if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images)
             with self.autocast():
@@ -85,14 +104,14 @@ class LatentNetwork(BaseModel):
         return extractor.features(latents, others)
 
     def autocast(self) -> AbstractContextManager:
-        """:return: the context in which the encoder runs, heads do not"""
-        # Only where it is needed: to find the device is to list the parameters
+        """:return: the context in which the encoder runs (heads run outside of it)"""
+        # self.device lists all parameters, which takes a while
         return nullcontext() if self.autocast_dtype is None else th.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """
-        :return: The parameters, without those of a frozen encoder. SB3 lists them with this method to update a target
-            network, and a Polyak update must leave a frozen encoder out: ``(1 - tau) * x + tau * x`` is not always x.
+        :return: the parameters without a frozen encoder's. SB3 lists them with this method to update a target network,
+            and a Polyak update must leave a frozen encoder out: ``(1 - tau) * x + tau * x`` is not always x
         """
         if not self.encoder_frozen:
             return super().parameters(recurse)
@@ -100,23 +119,21 @@ class LatentNetwork(BaseModel):
         return (parameter for parameter in super().parameters(recurse) if parameter not in frozen)
 
     def encoder_modules(self) -> tuple[nn.Module, nn.Module]:
-        """:return: all that a freeze takes of this network"""
+        """:return: the part of this network that a freeze takes"""
         extractor = split(self.features_extractor)
         return extractor.trunk, extractor.projection
 
 
 class SEERPolicy(BasePolicy):
     """
-    Mixin for the policies of SEER algorithms.
+    Mixin for the policies of SEER algorithms. The policy takes observations of the environment, its networks take
+    augmented images (``image_space``).
 
-    Their networks live in the space of the augmented images, ``image_space``. The policy itself takes
-    observations of the environment.
-
-    :param image_size: (height, width) of the augmented images, by key (``""`` if the observations are no ``Dict``) of
-        those that are not as large as the observations
-    :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` for an encoder whose products PyTorch's autocast rounds to 8 bits:
-        faster where the hardware has instructions for them (AMX of recent x86 processors, recent GPUs). Weights, heads,
-        losses and stored latents stay as they are
+    :param image_size: (height, width) of augmented images that are smaller than the observations, by key (``""`` if the
+        observations are no ``Dict``)
+    :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` to run the encoder in PyTorch's autocast: faster where the hardware
+        has instructions for it (AMX of recent x86 processors, recent GPUs). Weights, heads, losses and stored latents stay
+        in float32
     :raises ValueError: for another ``encoder_dtype``
     """
 
@@ -134,8 +151,7 @@ class SEERPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         if encoder_dtype not in ENCODER_DTYPES:
-            allowed = " and ".join(map(repr, ENCODER_DTYPES))
-            raise ValueError(f"encoder_dtype: {encoder_dtype!r} was given, allowed are {allowed}")
+            raise ValueError(f"`encoder_dtype` must be 'float32' or 'bfloat16', got {encoder_dtype!r}")
         self.image_size = image_size
         self.encoder_dtype = encoder_dtype
         self.image_space = observation_space
@@ -152,7 +168,7 @@ class SEERPolicy(BasePolicy):
         for network in self._latent_networks():
             network.autocast_dtype = ENCODER_DTYPES[encoder_dtype]
 
-    # What a policy has to say of its networks
+    # ---- a policy names its networks ----
 
     @property
     @abstractmethod
@@ -164,7 +180,7 @@ class SEERPolicy(BasePolicy):
     def target_networks(self) -> list[LatentNetwork]:
         """The target networks of the first ``encoder_networks``."""
 
-    # What follows from it
+    # ---- the encoder ----
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """:return: a new features extractor for augmented images"""
@@ -179,13 +195,13 @@ class SEERPolicy(BasePolicy):
     def center_crop(self, images: PyTorchObs) -> PyTorchObs:
         """
         :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-        :return: the middle of those that are larger than the augmented ones
+        :return: the images, cropped to their middle where they are larger than the augmented ones
         """
         return center_crop(images, self.image_space)
 
     def encode(self, images: PyTorchObs) -> th.Tensor:
         """
-        Latents of all networks at once: convolutions that they share run once.
+        Encode for all networks at once: convolutions that they share run once.
 
         :param images: batch of augmented images; of ``Dict`` observations, by key
         :return: float32 latents without a graph, shape ``(batch_size, N, L)``
@@ -205,8 +221,8 @@ class SEERPolicy(BasePolicy):
     def _encode(self, observations: PyTorchObs, networks: list[LatentNetwork], detach_after_first: bool = False) -> Latents:
         """
         :param observations: batch of augmented images; of ``Dict`` observations, by key, with or without the other keys
-        :param networks: whose latents to compute
-        :param detach_after_first: whether only the first network's loss trains a trunk that others share
+        :param networks: networks to encode for
+        :param detach_after_first: whether only the first network's loss trains a trunk that several share
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
         images, others = separate(observations, self.image_space)
@@ -225,13 +241,13 @@ class SEERPolicy(BasePolicy):
         return Latents(th.stack(latents, dim=1).float(), others)  # (batch_size, n_networks, L)
 
     def _latent_networks(self) -> list[LatentNetwork]:
-        """:return: all networks, targets and those that have a latent from another network included"""
+        """:return: all networks, including targets and networks that take another's latent"""
         return [module for module in self.modules() if isinstance(module, LatentNetwork)]
 
     def freeze_encoder(self) -> None:
         """
-        Stop the encoders from learning for ever, after making the target networks equal to the online ones (as the
-        released code for control does): from now on they share their latents. Heads go on learning, the targets' too.
+        Freeze the encoders, after copying the online networks to the target networks (as the released code for control
+        does): from now on they share latents. Heads go on learning, and the targets' heads go on following.
         """
         for network, target in zip(self.encoder_networks, self.target_networks, strict=False):
             target.load_state_dict(network.state_dict())
@@ -240,8 +256,8 @@ class SEERPolicy(BasePolicy):
             network.encoder_frozen = True
             frozen.update(network.encoder_modules())
         for module in frozen:
-            # The parameters stay in the optimizer's groups, or its saved state could not be loaded.
-            # Without a gradient it does not step them.
+            # The parameters stay in the optimizer's groups, so that its saved state can be loaded.
+            # It does not step parameters without a gradient.
             module.requires_grad_(False)
             module.zero_grad(set_to_none=True)
         self.encoder_frozen, self._frozen_modules = True, list(frozen)
@@ -253,7 +269,7 @@ class SEERPolicy(BasePolicy):
 
         :param mode: True for training mode
         """
-        if mode != self.training:  # each acting and each encoding asks for it, and there are many modules
+        if mode != self.training:  # called for each action, and there are many modules
             self._set_training_mode(mode)
 
     def _set_training_mode(self, mode: bool) -> None:
@@ -262,7 +278,7 @@ class SEERPolicy(BasePolicy):
             module.eval()
 
     def encoder_fingerprint(self) -> str:
-        """:return: a short hash of all that decides the value of a latent"""
+        """:return: a short hash of everything that decides the value of a latent"""
         shapes = {key: box.shape for key, box in image_spaces(self.image_space).items()}
         digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images} {self.encoder_dtype}".encode())
         for network in self.encoder_networks:

@@ -1,6 +1,3 @@
-from collections.abc import Iterable
-
-import torch as th
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_seer.common.layout import image_spaces
@@ -22,17 +19,3 @@ def find_n_stack(env: VecEnv) -> int:
         n_stack = stack_size if isinstance(stack_size, int) and stack_size > 0 else 1
     images = image_spaces(env.observation_space).values()
     return n_stack if all(box.shape[0] % n_stack == 0 for box in images) else 1
-
-
-def polyak_update(params: Iterable[th.Tensor], target_params: Iterable[th.Tensor], tau: float) -> None:
-    """
-    SB3's ``polyak_update`` in one pass over the weights, all of them in one call.
-
-    :param params: parameters to move the targets towards
-    :param target_params: as many, changed in place
-    :param tau: how far they move: 0 for not at all, 1 for all of the way
-    """
-    targets = list(target_params)
-    if targets:
-        with th.no_grad():
-            th._foreach_lerp_(targets, list(params), tau)

@@ -8,8 +8,8 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_seer.common.policies import polyak_update
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.utils import polyak_update
 from sb3_seer.curl.policies import (
     EXTRACTOR_GROUP,
     CnnPolicy,

@@ -9,10 +9,10 @@ from stable_baselines3.sac import SAC
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_seer.common.policies import polyak_update
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.common.utils import polyak_update
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy
 
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
