@@ -4,35 +4,38 @@ Draw the papers' figures from RL Zoo's log folders: return against steps, floati
     python -m sb3_seer.plots logs/rainbow_seer/AlienNoFrameskip-v4_* logs/rainbow/AlienNoFrameskip-v4_* \\
         -x steps flops time -o alien.png --csv alien.csv
 
-Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Those of an
-experiment that was named with ``-conf`` have a curve with its name. A dotted line of the same colour is where the encoder was
-frozen. Any folder will do in which an ``EvalCallback`` wrote its ``evaluations.npz``, as ``python -m rl_zoo3.train`` does
-unless ``--eval-freq`` is negative.
+Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Runs with
+``-conf`` have a curve with the name of that file. A dotted line of the same colour marks the freeze. A folder must have the
+``evaluations.npz`` of an ``EvalCallback``, which ``python -m rl_zoo3.train`` writes unless ``--eval-freq`` is negative.
 
-Operations and time are those of the ``flops.csv`` that SEER algorithms write beside it, and others with a
-:class:`~sb3_seer.common.flops.FlopsCallback`. Without this file, they come from what SB3 and RL Zoo save: the operations from
-the parameters of the saved model, the time from the monitor files, in which evaluations take part of it.
+Operations and time come from the ``flops.csv`` that a :class:`~sb3_seer.common.flops.FlopsCallback` writes beside it, as each
+SEER algorithm does. Without this file, operations are computed from the parameters of the saved model, and time comes from the
+monitor files, where it includes the evaluations.
 """
 
 import argparse
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from stable_baselines3.common.monitor import LoadMonitorResultsError
+from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
+from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_seer.common.run import Run
+from sb3_seer.common.callbacks import freeze_step
+from sb3_seer.common.flops import FLOPS_FILE, estimate_flops, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# By name: the label, and the number of seconds, steps or operations that is one there
+# By name: the label, and its unit
 AXES: dict[str, tuple[str, float]] = {
     "steps": ("environment steps", 1),
     "flops": ("FLOPs", 1),
@@ -41,13 +44,133 @@ AXES: dict[str, tuple[str, float]] = {
 
 
 @dataclass(frozen=True)
+class Run:
+    """
+    The evaluations of a training, and its log folder, which RL Zoo names ``<algorithm>/<environment>_<number>``.
+
+    :param folder: the log folder
+    :param timesteps: steps of the evaluations, in ascending order, shape ``(n,)``
+    :param returns: mean return of each evaluation, shape ``(n,)``
+    """
+
+    folder: Path
+    timesteps: np.ndarray
+    returns: np.ndarray
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Run":
+        """
+        :param folder: a log folder
+        :return: its run
+        :raises ValueError: if it has no evaluations
+        """
+        folder = Path(folder)
+        file = folder / "evaluations.npz"
+        if not file.is_file():
+            raise ValueError(
+                f"{folder} has no evaluations.npz. It must be the log folder of an evaluated run, such as "
+                "logs/<algorithm>/<environment>_<number> of python -m rl_zoo3.train --eval-freq <steps>"
+            )
+        with np.load(file) as evaluations:
+            timesteps, returns = evaluations["timesteps"], evaluations["results"].mean(axis=1)
+        return cls(folder, timesteps, returns)
+
+    @property
+    def algorithm(self) -> str:
+        """RL Zoo's name of the algorithm: the folder above"""
+        return self.folder.resolve().parent.name
+
+    @property
+    def environment(self) -> str:
+        """the name of the folder, without the number of the run"""
+        return re.sub(r"_\d+(_[0-9a-f-]{36})?$", "", self.folder.resolve().name)
+
+    @property
+    def name(self) -> str:
+        """the name of the file that was given as ``-conf``, or else of the algorithm"""
+        file = self.folder / self.environment / "args.yml"
+        if not file.is_file():
+            return self.algorithm
+        import yaml
+
+        # RL Zoo writes an object of Python, and reads it in the same way
+        conf_file = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)["conf_file"]
+        return self.algorithm if conf_file is None else re.sub(r"\.(yml|yaml|py)$", "", Path(conf_file).name)
+
+    def x(self, axis: str, timesteps: np.ndarray) -> np.ndarray:
+        """
+        :param axis: ``"steps"``, ``"flops"`` or ``"time"``
+        :param timesteps: steps of the training, shape ``(n,)``
+        :return: steps, operations or seconds until then, shape ``(n,)``
+        :raises ValueError: if the folder has neither a ``flops.csv`` nor a saved model
+        """
+        if axis == "steps":
+            return timesteps
+        rows = read_rows(self.folder / FLOPS_FILE)
+        if not rows:
+            return estimate_flops(self._load_model(), timesteps) if axis == "flops" else self._monitored_seconds(timesteps)
+        values = [row.flops if axis == "flops" else row.seconds for row in rows]
+        return np.interp(timesteps, [row.timesteps for row in rows], values)
+
+    def freeze(self) -> int | None:
+        """:return: the step at which the encoder was frozen; None if it never was, or always"""
+        rows = read_rows(self.folder / FLOPS_FILE)
+        if rows:
+            frozen = [row.timesteps for row in rows if row.frozen]
+            return frozen[0] if frozen and not rows[0].frozen else None
+        if not self._model_file.is_file() or not (data := self._saved_data()).get("freeze_after"):
+            return None
+        step = freeze_step(SimpleNamespace(**data), data["freeze_after"])
+        return step if step <= data["num_timesteps"] else None
+
+    # ---- without a flops.csv ----
+
+    @property
+    def _model_file(self) -> Path:
+        """the model at the end of the training; best_model.zip does not know how long it was"""
+        return self.folder / f"{self.environment}.zip"
+
+    def _saved_data(self) -> dict[str, Any]:
+        if not self._model_file.is_file():
+            raise ValueError(
+                f"{self.folder} has neither a {FLOPS_FILE} nor a saved model ({self._model_file.name}). "
+                "Without them there is only -x steps"
+            )
+        data, _, _ = load_from_zip_file(self._model_file, device="cpu")
+        assert data is not None
+        return data
+
+    def _load_model(self) -> Any:
+        file, data = self._model_file, self._saved_data()
+        try:
+            from rl_zoo3 import ALGOS
+        except ImportError as error:
+            raise ImportError(
+                f'{self.folder} has no {FLOPS_FILE}, and loading its {file.name} needs RL Zoo: pip install "sb3_seer[zoo]"'
+            ) from error
+        if self.algorithm not in ALGOS:
+            raise ValueError(f"The folder above {self.folder} must be one of {', '.join(ALGOS)}, got {self.algorithm}")
+        # No memory for a buffer
+        model: Any = ALGOS[self.algorithm].load(file, device="cpu", buffer_size=1)
+        model.buffer_size = data["buffer_size"]
+        return model
+
+    def _monitored_seconds(self, timesteps: np.ndarray) -> np.ndarray:
+        episodes = load_results(str(self.folder))
+        # With a frame skip, the monitor counts frames. The share of them is a share of the steps
+        frames = np.cumsum(episodes["l"].to_numpy())
+        steps = frames * self._saved_data()["num_timesteps"] / frames[-1]
+        return np.interp(timesteps, [0, *steps], [0.0, *episodes["t"]])
+
+
+@dataclass(frozen=True)
 class Curve:
     """
     The runs of one algorithm in one environment, at the evaluations that all of them have.
 
-    :param environment: its name
-    :param name: of the algorithm, or of the experiment
-    :param runs: some, with other seeds
+    :param environment: name of the environment
+    :param name: name of the algorithm, or of the file given as ``-conf``
+    :param runs: runs with different seeds
     """
 
     environment: str
@@ -57,19 +180,19 @@ class Curve:
     @cached_property
     def timesteps(self) -> np.ndarray:
         """
-        of the evaluations, shape ``(n,)``
+        steps of the evaluations, shape ``(n,)``
 
         :raises ValueError: if the runs have none in common
         """
         timesteps = reduce(np.intersect1d, [run.timesteps for run in self.runs])
         if len(timesteps) == 0:
             folders = ", ".join(str(run.folder) for run in self.runs)
-            raise ValueError(f"{folders} were never evaluated at the same step: allowed are runs with the same --eval-freq")
+            raise ValueError(f"{folders} were never evaluated at the same step. They must have the same --eval-freq")
         return timesteps
 
     @cached_property
     def returns(self) -> np.ndarray:
-        """of each run, shape ``(n_runs, n)``"""
+        """mean return of each evaluation of each run, shape ``(n_runs, n)``"""
         return np.stack([run.returns[np.isin(run.timesteps, self.timesteps)] for run in self.runs])
 
     def x(self, axis: str) -> np.ndarray:
@@ -77,7 +200,7 @@ class Curve:
         return np.mean([run.x(axis, self.timesteps) for run in self.runs], axis=0)
 
     def freeze(self, axis: str) -> float | None:
-        """:return: the same of the freeze; None if the encoder was not frozen"""
+        """:return: steps, operations or seconds until the freeze, the mean of the runs; None if the encoder was not frozen"""
         steps = [(run, step) for run in self.runs if (step := run.freeze()) is not None]
         return float(np.mean([run.x(axis, np.array([step])) for run, step in steps])) if steps else None
 
@@ -120,7 +243,7 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
         for panel, axis in zip(row, axes, strict=True):
             unit, colour = AXES[axis][1], colours[curve.name]
             x = curve.x(axis) / unit
-            # A line through one point is none
+            # A line through one point cannot be seen
             panel.plot(x, mean, color=colour, linewidth=1.8, marker="." if len(x) == 1 else None, label=curve.name)
             if len(curve.runs) > 1:
                 panel.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
@@ -166,7 +289,7 @@ def write_csv(curves: Sequence[Curve], file: str | Path, axes: Sequence[str] = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    :param arguments: of the command line, those of this process by default
+    :param arguments: arguments of the command line; by default those of this process
     """
     parser = argparse.ArgumentParser(
         "python -m sb3_seer.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
