@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that share the tests
+WORKERS ?= 2
 
 # One thread a process: the networks of the tests are tiny
 export OMP_NUM_THREADS ?= 1
@@ -23,7 +25,7 @@ type: install
 	$(VENV)/bin/mypy
 
 pytest: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: install
 	$(VENV)/bin/ruff check --fix .

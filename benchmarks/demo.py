@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_seer import SEERDQN, DataEfficientCNN, LatentReplayBuffer
+from sb3_seer.common.process import tune_process
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--output", default="demo.png", help="where to draw")
     args = parser.parse_args()
 
+    tune_process()
     # The networks are small: more threads would mostly wait for each other
     th.set_num_threads(1)
     env = VecFrameStack(make_atari_env(f"{args.game}NoFrameskip-v4", seed=0), n_stack=4)

@@ -5,6 +5,7 @@ freeze.
     python -m benchmarks.speed [--quick] [--threads 2] [--device auto] [--whole-run] [--json speed.json]
 
 Each agent lives in a process of its own, as it does for its user, and all of a table are measured in turn, in the same run.
+Our programs call ``tune_process()``, so the processes of SEER agents do.
 The frames are noise, the sizes those of the papers: control is 9x84x84 pixels (ours a random crop of 100x100, K = 4), batches
 of 128, two hidden layers of 1024, 6 actions; Atari is 4x84x84 pixels, batches of 32, 18 actions. The environment step, and
 with --whole-run (hours) the training, are of dm_control's cartpole-swingup.
@@ -13,7 +14,10 @@ with --whole-run (hours) the training, are of dm_control's cartpole-swingup.
 import argparse
 import json
 import multiprocessing as mp
+import os
 import platform
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -39,6 +43,8 @@ from torch import nn
 
 from benchmarks.common import NoiseEnv, Row, seconds, show
 from sb3_seer import SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
+from sb3_seer.common.process import tune_process
+from sb3_seer.common.seer import SEERMixin
 from sb3_seer.envs import ActionRepeat, DMControlPixels
 
 # Transitions in a buffer that is sampled
@@ -80,6 +86,8 @@ def filled(model: OffPolicyAlgorithm, freeze: bool = False) -> Callable[[], None
     :param freeze: whether to freeze its encoder
     :return: one gradient step of it, with a buffer of random actions
     """
+    if isinstance(model, SEERMixin):
+        tune_process()
     model.learning_starts = N_TRANSITIONS + 1
     model.learn(N_TRANSITIONS)
     if freeze:
@@ -334,10 +342,26 @@ def environment_rows(device: str, n_threads: int, quick: bool) -> list[Row]:
     return [{"step": name, "ms": float(step), "encoder ms": float(encode), "ratio": ratio, "limit": 1.3, "met": ratio <= 1.3}]
 
 
+def startup_rows(device: str, n_threads: int, quick: bool) -> list[Row]:
+    """:return: what the start-up hook for RL Zoo adds to each Python process, with its modules compiled"""
+    command = [sys.executable, "-X", "importtime", "-c", "pass"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    times = []
+    for _ in range(5 if quick else 50):
+        lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr.splitlines()
+        # import time: self [us] | cumulative [us] | module
+        times += [int(line.split("|")[1]) for line in lines if line.split("|")[-1].strip() == "zoo_integration.hook"]
+    if not times:
+        return [{"hook": "not installed", "ms": None, "limit": 1.0, "met": None}]
+    fastest = min(times) / 1e3
+    return [{"hook": "zoo_integration.hook", "ms": fastest, "limit": 1.0, "met": fastest <= 1.0}]
+
+
 def whole_run_rows(device: str, n_threads: int, quick: bool) -> list[Row]:
     """:return: hours of a training; of SB3's SAC extrapolated from a few steps, taken in turn with parts of ours"""
     th.set_num_threads(n_threads)
     run_steps = RUN_STEPS // 100 if quick else RUN_STEPS
+    tune_process()
     starts = 100 if quick else RUN_KWARGS["learning_starts"]
     ours = seer_cartpole(device, cartpole(100), freeze_after=run_steps * RUN_FREEZE // RUN_STEPS)
     ours.learning_starts = starts
@@ -380,6 +404,7 @@ def main(arguments: list[str] | None = None) -> None:
     tables: dict[str, tuple[str, Callable[[str, int, bool], list[Row]]]] = dict(
         updates=("A gradient step (medians)", update_rows),
         environment_step=("A step of cartpole-swingup, without the environment (medians)", environment_rows),
+        startup=("The start of a Python process (fastest)", startup_rows),
     )
     if args.whole_run:
         tables |= dict(whole_run=("A whole run", whole_run_rows))
