@@ -3,7 +3,7 @@ What a transition costs in memory and in time: SB3's replay buffer, a compressed
 
     python -m benchmarks.memory [--quick] [--on alien walker] [--transitions 10000] [--json memory.json]
 
-The frames are those of real environments with a random policy, the same for every buffer, and one torch thread does
+The frames come from real environments with a random policy, the same for every buffer, and one torch thread does
 everything. It takes up to 3 GB with the default of 10,000 transitions of Alien and a fifth of that of walker. The rows
 of sb3-extra-buffers are left out where it is not installed: pip install "sb3-extra-buffers[zstd,lz4]==0.5.0".
 """
@@ -205,7 +205,7 @@ def record(task: Task, transitions: int) -> list[Step]:
 
 
 def other_buffers(task: Task, transitions: int) -> dict[str, Callable[[], ReplayBuffer]]:
-    """:return: what makes the buffers to compare with: SB3's, and those of sb3-extra-buffers if it is installed"""
+    """:return: makers of the buffers to compare with: SB3's, and sb3-extra-buffers' if installed"""
     arguments = (transitions, task.observation_space, task.action_space, "cpu")
     makers: dict[str, Callable[[], ReplayBuffer]] = {SB3: partial(ReplayBuffer, *arguments)}
     logging.getLogger("sb3_extra_buffers").setLevel(logging.ERROR)  # it lists what is installed
@@ -341,7 +341,7 @@ def peak_memory(task_name: str, transitions: int) -> tuple[int, dict[str, int]]:
                 baseline, announced = int(memory["VmRSS"].split()[0]) * 1024, int(value)
             else:
                 peaks[phase] = int(memory["VmHWM"].split()[0]) * 1024 - baseline
-            (proc / "clear_refs").write_text("5")  # the peak starts anew, from what is resident now
+            (proc / "clear_refs").write_text("5")  # the peak starts again, from what is resident now
             print(file=process.stdin, flush=True)
     if process.returncode != 0:
         raise RuntimeError(f"The process that was measured ended with exit code {process.returncode}")
@@ -365,7 +365,7 @@ def child(task_name: str, transitions: int) -> None:
     task = TASKS[task_name]
     steps = play(task.noise(), task.n_stack)
     model, buffer = task.model(transitions)
-    # What libraries take in their first call is no memory of the buffer
+    # The memory that libraries take in their first call is not the buffer's
     model.policy.encode(task.images(MAX_ENCODER_INPUTS))
     next(steps)
 
