@@ -1,7 +1,7 @@
 from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder
 from sb3_seer.common.extractors import SplitExtractor
-from sb3_seer.common.prioritized import PrioritizedReplayBuffer
+from sb3_seer.common.priorities import PrioritizedReplayBuffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.curl import SEERCURL
 from sb3_seer.dqn import SEERDQN

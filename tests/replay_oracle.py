@@ -1,4 +1,4 @@
-"""What the replay buffer is checked against: every transition whole, in a list, and searched naively."""
+"""An oracle for the replay buffer: a list of whole transitions, searched naively."""
 
 from typing import Any
 
@@ -58,15 +58,13 @@ class Stream:
     def step(self) -> Step:
         """:return: a transition; an episode may end in it, or be left after it without any sign"""
         event = self.rng.rand()
-        step = dict(obs=self.obs, next_obs=self.next(), reward=np.float32(self.rng.randint(1, 9)), reset=None)
+        step = dict(obs=self.obs, next_obs=self.next(), reward=np.float32(self.rng.randint(1, 9)))
         step["done"] = event < 0.2
         # A time limit as some wrappers say it too: without a done
         step["timeout"] = event < 0.1 or 0.2 < event < 0.22
         self.obs = step["next_obs"]
         if step["done"]:
             self.obs = self.reset()
-            # Not every algorithm announces the first observation of the next episode
-            step["reset"] = self.obs if self.rng.rand() < 0.7 else None
         elif event > 0.95 and self.reset_unannounced:
             self.obs = self.reset()
         return step
@@ -103,7 +101,7 @@ class Oracle:
                 names.reshape(-1, 1),
                 np.array([step["reward"] for step in steps]),
                 np.array([step["done"] for step in steps]),
-                [{"TimeLimit.truncated": step["timeout"], "reset_observation": step["reset"]} for step in steps],
+                [{"TimeLimit.truncated": step["timeout"]} for step in steps],
             )
             # All that was held, and this: a ring that has just grown forgets nothing until it is full again
             self.n_held = min(self.n_held + 1, self.buffer.buffer_size)
@@ -157,7 +155,8 @@ class StubEncoder:
 
     def __init__(self, image_shape: tuple[int, int, int], latent_shape: tuple[int, int] = (2, 2)):
         self.image_shape, self.latent_shape = image_shape, latent_shape
-        self.n_inputs: list[int] = []
+        self.n_inputs: list[int] = []  # of each call
+        self.cached: tuple[th.Tensor, th.Tensor] | None = None
         size = (int(np.prod(image_shape)), int(np.prod(latent_shape)))
         self.weights = th.as_tensor(np.random.RandomState(0).randint(-9, 10, size=size)).float()
 
@@ -168,6 +167,9 @@ class StubEncoder:
         assert images.shape[1:] == self.image_shape
         self.n_inputs.append(len(images))
         return (images.float().flatten(1) @ self.weights).reshape(-1, *self.latent_shape)
+
+    def cache_latents(self, images: th.Tensor, latents: th.Tensor) -> None:
+        self.cached = images.clone(), latents
 
     def encoder_fingerprint(self) -> str:
         return "stub"

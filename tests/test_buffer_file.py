@@ -17,11 +17,11 @@ import pytest
 import torch as th
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from test_replay_buffer import make_oracle, saved
+from test_replay_buffer import make_oracle, sample_all, saved
 from test_save_load import train_on
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
-from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
+from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, make_model
 from tests.replay_oracle import Oracle, Stream, StubEncoder, image_space, name_space
@@ -62,7 +62,8 @@ def test_a_pickle_of_sb3_loads(n_envs: int, optimize_memory_usage: bool, n_steps
             observation_space=spaces[0], action_space=spaces[1], device="cpu", n_envs=n_envs, n_stack=3, **kwargs
         )
 
-    ours = from_sb3_pickle(tmp_path / "sb3.pkl", make_buffer(buffer_size=1), make_buffer)
+    encoder = StubEncoder(spaces[0].shape)
+    ours = load_buffer(tmp_path / "sb3.pkl", make_buffer(buffer_size=1), make_buffer, encoder, frozen=False)
     assert ours.buffer_size == theirs.buffer_size and ours.stage == "images"
     # In that mode of SB3's, the next observation overwrites the oldest one, and is lost where an episode ended
     assert ours.size() == theirs.size() - (optimize_memory_usage and theirs.full)
@@ -95,6 +96,44 @@ def test_a_project_that_changes_its_import_keeps_its_buffer(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stage", ["images", "latents"])
+def test_files_of_version_0_1_0_load(stage: str) -> None:
+    """Wrapped and prioritised images; latents of a ring that has grown, in uint8. They were written, and sampled, by 0.1.0."""
+    path = Path(__file__).parent / "data" / f"0.1.0_{stage}"
+    with np.load(f"{path}_expected.npz") as arrays:
+        expected = dict(arrays)
+    kwargs = dict(prioritized=True) if stage == "images" else dict(n_augmentations=2, crop=True, latent_dtype="uint8")
+    oracle = make_oracle(20, n_envs=2, n_stack=3, **kwargs)
+    saved(oracle, f"{path}.pkl", frozen=stage == "latents")
+    buffer = oracle.buffer
+    assert buffer.stage == stage and buffer.size() == (10 if stage == "images" else 14)
+
+    def check_all() -> None:
+        for which in range(buffer.encoder.n_augmentations if stage == "latents" else 1):
+            samples = sample_all(buffer, which)
+            rows = [samples.actions[:, 0].tolist().index(name) for name in expected["actions"][:, 0].tolist()]
+            for name in ("observations", "next_observations"):
+                got = getattr(samples, name)
+                got = got.values if stage == "latents" else got
+                np.testing.assert_array_equal(got[rows], expected[f"{name}_{which}"])
+            for name in ("rewards", "dones"):
+                np.testing.assert_array_equal(getattr(samples, name)[rows], expected[name])
+            if stage == "images":
+                np.testing.assert_array_equal(buffer.priorities.values[samples.indices[rows]], expected["priorities"])
+
+    check_all()
+    if stage == "latents":  # there is room: it goes on with the episodes
+        assert not expected["last_done"].any()
+        buffer.encoder.policy.n_inputs.clear()
+        obs = expected["last_next"]
+        buffer.add(obs, obs, np.full((2, 1), 1e6), np.zeros(2), np.zeros(2), [{}, {}])
+        assert buffer.encoder.policy.n_inputs == [2 * 2 + 2]  # the observations were encoded already
+        check_all()
+    saved(oracle)
+    buffer = oracle.buffer
+    check_all()
+
+
+@pytest.mark.parametrize("stage", ["images", "latents"])
 def test_only_what_is_filled_is_written_a_chunk_at_a_time(stage: str, tmp_path: Path) -> None:
     space = image_space(4, (1, 84, 84))
     make_buffer = partial(LatentReplayBuffer, observation_space=space, action_space=name_space(), device="cpu")
@@ -116,12 +155,12 @@ def test_only_what_is_filled_is_written_a_chunk_at_a_time(stage: str, tmp_path: 
     assert n_bytes < file_size < n_bytes + 4e6
     tracemalloc.reset_peak()
     loaded = load_buffer(tmp_path / "buffer", buffer, make_buffer, encoder, frozen=stage == "latents")
-    own = loaded.nbytes + loaded.buffer_size * loaded._step_bytes()
-    # The whole buffer (tracemalloc counts pages of it that were never touched), the asides, and a chunk
+    own = loaded.nbytes + loaded.buffer_size * loaded.plan().step_bytes
+    # The whole buffer (tracemalloc counts pages of it that were never touched), the extra frames, and a chunk
     assert tracemalloc.get_traced_memory()[1] < own + (file_size - n_bytes) + 2.5e6
     tracemalloc.stop()
     # numpy opens the file, too
-    with np.load(tmp_path / "buffer.pkl") as arrays:
+    with np.load(tmp_path / "buffer.pkl", allow_pickle=False) as arrays:
         assert arrays["observations"].nbytes == n_bytes
         np.testing.assert_array_equal(arrays["rewards"][:, 0], [step["reward"] for (step,) in oracle.steps])
 
@@ -139,17 +178,21 @@ def test_a_file_that_is_not_whole_is_refused_and_the_model_keeps_its_buffer(tmp_
             model.load_replay_buffer(path)
         assert model.replay_buffer is kept
 
-    refuses(whole[:-100], "truncated")
-    refuses(whole[: len(whole) // 2], "truncated")
+    refuses(b"", "damaged")
+    refuses(whole[:-100], "damaged")
+    refuses(whole[: len(whole) // 2], "damaged")
     middle = whole.index(b"observations.npy") + 1_000
-    refuses(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "corrupted, in observations.npy")
-    with zipfile.ZipFile(tmp_path / "buffer.pkl") as archive, zipfile.ZipFile(path, "w") as later:
-        for name in archive.namelist():
-            content = archive.read(name)
-            if name == "meta.json":
-                content = json.dumps({**json.loads(content), "version": 99}).encode()
-            later.writestr(name, content)
-    refuses(path.read_bytes(), "version 99.*update sb3_seer")
+    refuses(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "damaged.*observations.npy")
+    with np.load(tmp_path / "buffer.pkl") as saved:
+        arrays = dict(saved)
+    later = {**arrays, "meta": np.array(json.dumps({**json.loads(str(arrays["meta"])), "version": 99}))}
+    np.savez(tmp_path / "later.npz", **later)
+    refuses((tmp_path / "later.npz").read_bytes(), "version 99. Update sb3_seer")
+    np.savez(tmp_path / "short.npz", **{**arrays, "rewards": arrays["rewards"][1:]})
+    refuses((tmp_path / "short.npz").read_bytes(), "damaged.*'rewards'")
+    # Any other zip, such as a saved model
+    model.save(tmp_path / "model")
+    refuses((tmp_path / "model.zip").read_bytes(), "not a replay buffer")
     path.write_bytes(whole)
     model.load_replay_buffer(path)
     assert_same(train_on(model), train_on(model_with(kept)))
@@ -179,7 +222,7 @@ def test_a_save_that_fails_leaves_the_file_before_it(tmp_path: Path, monkeypatch
         with pytest.raises(OSError, match="No space left"):
             model.save(tmp_path / "model")
     with monkeypatch.context() as patch:
-        patch.setattr(np.lib.format, "write_array_header_1_0", full)
+        patch.setattr(zipfile.ZipFile, "open", full)
         with pytest.raises(OSError, match="No space left"):
             model.save_replay_buffer(tmp_path / "buffer")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -192,13 +235,13 @@ def test_a_prioritised_buffer_is_saved_and_survives_the_freeze(algorithm: Any, t
     buffer = model.replay_buffer
     assert buffer.stage == "latents" and len(np.unique(buffer.priorities.values)) > 10
     # The schedule of beta ends with the training
-    assert buffer.beta == pytest.approx(1.0, abs=0.02)
+    assert buffer.priorities.beta == pytest.approx(1.0, abs=0.02)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = algorithm.load(tmp_path / "model", env=DialEnv() if algorithm is SEERSAC else LightEnv(), device="cpu")
     loaded.load_replay_buffer(tmp_path / "buffer")
     np.testing.assert_array_equal(loaded.replay_buffer.priorities.values, buffer.priorities.values)
-    assert loaded.replay_buffer.beta == buffer.beta
+    assert loaded.replay_buffer.priorities.beta == buffer.priorities.beta
     assert_same(train_on(model), train_on(loaded))
 
 

@@ -98,6 +98,9 @@ class DictStubEncoder:
         assert set(images) == set(self.encoders)
         return th.cat([encoder.encode(images[key]) for key, encoder in self.encoders.items()], dim=2)
 
+    def cache_latents(self, images: dict[str, th.Tensor], latents: th.Tensor) -> None:
+        assert set(images) == set(self.encoders)
+
     def encoder_fingerprint(self) -> str:
         return "stub"
 
@@ -137,7 +140,7 @@ def check(oracle: Oracle) -> None:
     buffer = oracle.buffer
     latents = buffer.stage == "latents"
     assert buffer.size() == oracle.n_held
-    for copy_index in range(buffer.n_augmentations if latents else 1):
+    for copy_index in range(buffer.encoder.n_augmentations if latents else 1):
         samples = sample_all(buffer, copy_index)
         names = samples.actions[:, 0].long().tolist()
         assert len(names) == len(set(names)) and set(names) == oracle.names()
@@ -145,15 +148,15 @@ def check(oracle: Oracle) -> None:
         for which, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
             parts = by_key([step[which] for step in wanted])
             images = {key: parts[key] for key in IMAGES}
-            if buffer.augmentation is not None:
+            if buffer.encoder.augmentation is not None:
                 for key, part in images.items():
-                    crops = [buffer.augmentation.crop(o, copy_index if latents else i) for i, o in enumerate(part)]
+                    crops = [buffer.encoder.augmentation.crop(o, copy_index if latents else i) for i, o in enumerate(part)]
                     images[key] = np.stack(crops)
             if latents:
                 assert isinstance(got, Latents)
                 tensors = {key: th.as_tensor(part) for key, part in images.items()}
-                np.testing.assert_array_equal(got.values, buffer._encoder.encode(tensors))
-                got = got.others
+                np.testing.assert_array_equal(got.values, buffer.encoder.policy.encode(tensors))
+                got = got.vector_obs
             else:
                 for key, part in images.items():
                     np.testing.assert_array_equal(got.pop(key).numpy(), part, strict=True)
@@ -359,7 +362,7 @@ def test_without_freeze_weights_and_samples_are_upstreams_to_the_last_bit(algori
     latents = seeded_sample(ours)
     assert th.equal(latents.rewards, images.rewards)
     for got, were in ((latents.observations, images.observations), (latents.next_observations, images.next_observations)):
-        assert_same(got.others, {key: part for key, part in were.items() if key not in IMAGES})
+        assert_same(got.vector_obs, {key: part for key, part in were.items() if key not in IMAGES})
         th.testing.assert_close(got.values, ours.policy.encode(were), rtol=1e-4, atol=1e-5)
 
 
@@ -379,9 +382,9 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size
     model.freeze_encoder()
     encoder, before = encoder_state(model), copy.deepcopy(model.policy.state_dict())
     calls = count_encoder_calls(model)
-    # With the ends of two episodes
+    # 25 steps, and the beginnings of three episodes, where an agent that explores needs no latents
     model.learn(50, reset_num_timesteps=False)
-    assert sorted(calls) == ["image"] * 25 + ["map"] * 25
+    assert 25 <= calls.count("image") == calls.count("map") <= 25 + 3
     assert_same(encoder_state(model), encoder)
     moved = {name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
     assert moved == set(before) - set(encoder)
@@ -389,29 +392,32 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size
 
 @EXTRACTORS
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_known_latents_are_used_with_the_other_keys_of_the_moment(algorithm, extractor, size):
+def test_cached_latents_are_used_with_the_other_keys_of_the_moment(algorithm, extractor, size):
     model = make_model(algorithm, extractor, size, freeze_after=20)
-    model.learn(40)
-    calls, network = count_encoder_calls(model), model.policy.encoder_networks[-1]
+    model.learn(45)
+    calls, seen = count_encoder_calls(model), []
+    network = model.policy.actor if isinstance(model, SAC) else model.policy.encoder_networks[0]
+    extract_features = network.extract_features
+    network.extract_features = lambda *args: seen.append(extract_features(*args)) or seen[-1]
 
     def features(observation: dict[str, np.ndarray]) -> tuple[th.Tensor, int]:
         calls.clear()
-        with th.no_grad():
-            values = network.extract_features(model.policy.obs_to_tensor(observation)[0], network.features_extractor)
-        return values, len(calls)
+        model.predict(observation, deterministic=True)
+        return seen[-1], len(calls)
 
     observation = model._last_obs
-    known, n_calls = features(observation)
+    cached, n_calls = features(observation)
     assert n_calls == 0
     moved = {**observation, "vector": -observation["vector"], "level": (observation["level"] + 1) % 3}
     with_others, n_calls = features(moved)
-    assert n_calls == 0 and not th.equal(with_others, known)
-    seen = {key: features({**observation, key: observation[key] // 2}) for key in IMAGES}
-    assert all(n_calls == 2 and not th.equal(values, known) for values, n_calls in seen.values())
+    assert n_calls == 0 and not th.equal(with_others, cached)
+    for key in IMAGES:
+        values, n_calls = features({**observation, key: observation[key] // 2})
+        assert n_calls == 2 and not th.equal(values, cached)
 
-    # The same as of an agent that knows nothing
-    model.policy._encoded = None
-    for values, again in ((known, observation), (with_others, moved)):
+    # The same without a cache
+    model.policy.cache_latents({key: observation[key] // 2 for key in IMAGES}, th.zeros(1, *model.policy.latent_shape))
+    for values, again in ((cached, observation), (with_others, moved)):
         fresh, n_calls = features(again)
         assert n_calls == 2
         th.testing.assert_close(values, fresh, rtol=1e-4, atol=1e-5)
@@ -530,7 +536,7 @@ def test_a_buffer_of_sb3_loads(frozen, total_timesteps, tmp_path):
     for got, were in ((samples.observations, expected.observations), (samples.next_observations, expected.next_observations)):
         if frozen:
             th.testing.assert_close(got.values, model.policy.encode(were), rtol=1e-4, atol=1e-5)
-            assert_same(got.others, {key: were[key].float() if key == "vector" else were[key] for key in OTHERS})
+            assert_same(got.vector_obs, {key: were[key].float() if key == "vector" else were[key] for key in OTHERS})
         else:
             assert_same(got, {**were, "vector": were["vector"].float()})
 
@@ -602,9 +608,9 @@ def test_images_of_two_sizes_are_cropped_to_one():
     assert all(space[key] == model.observation_space[key] for key in OTHERS)
     model.learn(20)
     crops = seeded_sample(model).observations
-    augmentation, model.replay_buffer.augmentation = model.replay_buffer.augmentation, None
+    augmentation, model.replay_buffer.encoder.augmentation = model.replay_buffer.encoder.augmentation, None
     whole = seeded_sample(model).observations
-    model.replay_buffer.augmentation = augmentation
+    model.replay_buffer.encoder.augmentation = augmentation
     for key in IMAGES:
         windows = whole[key].unfold(2, 14, 1).unfold(3, 14, 1)  # (batch_size, channels, n_tops, n_lefts, 14, 14)
         found = (windows == crops[key][:, :, None, None]).all(dim=5).all(dim=4).all(dim=1)  # (batch_size, n_tops, n_lefts)

@@ -155,8 +155,8 @@ def test_augmentations_by_name():
     [
         ("random_flip", None, "random_flip.*|random_crop"),
         ("random_crop", dict(pad=4), "random_crop"),
-        ("random_crop", dict(size=0), "size must be a positive integer, not 0"),
-        ("random_shift", dict(pad=2.5), "pad must be a positive integer, not 2.5"),
+        ("random_crop", dict(size=0), "`size` must be an integer >= 1, got 0"),
+        ("random_shift", dict(pad=2.5), "`pad` must be an integer >= 1, got 2.5"),
         (None, dict(size=84), "augmentation_kwargs"),
     ],
 )

@@ -97,9 +97,9 @@ def test_the_log_says_what_the_buffer_holds(latent_dtype, tmp_path):
     assert (int(first["seer/transitions"]), int(last["seer/transitions"])) == (10, 100)
     assert (int(first["seer/capacity"]), int(last["seer/capacity"])) == (200, buffer.buffer_size)
     assert int(first["seer/bytes"]) == int(last["seer/bytes"]) == buffer.nbytes == 200 * 256
-    assert 0 < int(last["seer/aside_bytes"]) == buffer.aside_bytes < buffer.nbytes
-    assert int(first["seer/clipped"]) == 0 and int(last["seer/clipped"]) == buffer.n_clipped
-    assert latent_dtype == "float32" or buffer.n_clipped > 0
+    assert 0 < int(last["seer/extra_bytes"]) == buffer.extra_bytes < buffer.nbytes
+    assert int(first["seer/clipped"]) == 0 and int(last["seer/clipped"]) == buffer.encoder.n_clipped
+    assert latent_dtype == "float32" or buffer.encoder.n_clipped > 0
 
 
 def test_callbacks_of_every_kind_are_kept(tmp_path):

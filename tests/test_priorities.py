@@ -106,7 +106,7 @@ def test_rounding_errors_do_not_pile_up():
 
 def test_nothing_is_found_where_all_is_zero():
     tree = SumTree(3)
-    with pytest.raises(ValueError, match="All values are 0"):
+    with pytest.raises(ValueError, match="all priorities are 0"):
         tree.find(np.zeros(1))
     with pytest.raises(IndexError):
         tree.set(3, 1.0)
@@ -116,7 +116,7 @@ def test_nothing_is_found_where_all_is_zero():
 
 
 def filled(errors: np.ndarray, alpha: float = 0.5, epsilon: float = 1e-6) -> Priorities:
-    priorities = Priorities(len(errors), alpha, epsilon)
+    priorities = Priorities(len(errors), alpha, epsilon=epsilon)
     priorities.update(np.arange(len(errors)), errors)
     return priorities
 
@@ -151,7 +151,7 @@ def test_update_counts_the_last_of_duplicates():
 def test_errors_that_are_not_finite_are_refused(error):
     priorities = filled(np.array([1.0, 2.0]), alpha=0.0)  # anything to the power of 0 is finite
     before = priorities.values
-    with pytest.raises(ValueError, match=rf"errors: {error} was given, allowed are finite numbers"):
+    with pytest.raises(ValueError, match=rf"`errors` must be finite, got {error}"):
         priorities.update(np.array([0, 1]), np.array([3.0, error]))
     np.testing.assert_array_equal(priorities.values, before)
     assert priorities.max_priority == 1.0
@@ -160,11 +160,11 @@ def test_errors_that_are_not_finite_are_refused(error):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(n=0, alpha=0.5), "n: 0 was given"),
-        (dict(n=1, alpha=-0.1), "alpha: -0.1 was given, allowed are numbers from 0 to 1"),
-        (dict(n=1, alpha=np.nan), "alpha: nan was given"),
-        (dict(n=1, alpha=0.5, epsilon=0.0), "epsilon: 0.0 was given, allowed are finite numbers larger than 0"),
-        (dict(n=1, alpha=0.5, epsilon=np.inf), "epsilon: inf was given"),
+        (dict(n=0, alpha=0.5), "`n` must be >= 1, got 0"),
+        (dict(n=1, alpha=-0.1), "`alpha` must be from 0 to 1, got -0.1"),
+        (dict(n=1, alpha=np.nan), "`alpha` must be from 0 to 1, got nan"),
+        (dict(n=1, alpha=0.5, epsilon=0.0), "`epsilon` must be finite and > 0, got 0.0"),
+        (dict(n=1, alpha=0.5, epsilon=np.inf), "`epsilon` must be finite and > 0, got inf"),
     ],
 )
 def test_arguments_are_checked(kwargs, message):
@@ -204,24 +204,24 @@ def test_sampling_follows_the_seed():
 
 def test_one_transition_and_none():
     priorities = Priorities(1, alpha=0.6)
-    with pytest.raises(ValueError, match="All values are 0"):
+    with pytest.raises(ValueError, match="all priorities are 0"):
         priorities.sample(4)
     priorities.add(0)
     np.testing.assert_array_equal(priorities.sample(4), np.zeros(4))
-    np.testing.assert_array_equal(priorities.weights(np.zeros(4, dtype=int), beta=0.4), np.ones(4))
+    np.testing.assert_array_equal(priorities.weights(np.zeros(4, dtype=int)), np.ones(4))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_weights_are_those_of_the_paper(beta):
     # 7 transitions in a buffer of 10
-    priorities = Priorities(10, alpha=0.5, epsilon=1e-6)
+    priorities = Priorities(10, alpha=0.5, beta=beta, epsilon=1e-6)
     errors = np.array([0.0, 1e-12, 1e-3, 0.5, 1.0, 20.0, 1e12])
     priorities.update(np.arange(7), errors)
     indices = np.array([5, 2, 2, 6, 4])
     p = np.sqrt(errors + 1e-6)
     probabilities = p / p.sum()
     expected = np.array([(1 / 7 / probabilities[i]) ** beta for i in indices])
-    weights = priorities.weights(indices, beta)
+    weights = priorities.weights(indices)
     np.testing.assert_allclose(weights, expected / expected.max(), rtol=1e-5)
     assert weights.dtype == np.float32 and weights.shape == (5,) and weights.max() == 1.0
 

@@ -379,7 +379,7 @@ def test_prioritised_sampling_and_weights():
     fill(buffer, 3)
     buffer.update_priorities(np.arange(6), np.array([1.0, 4.0, 9.0, 16.0, 0.0, 0.0]))
     np.random.seed(0)
-    buffer.progress_remaining = 0.5
+    buffer.priorities.progress_remaining = 0.5
     samples = buffer.sample(10_000)
     # The square roots of the errors; those of 0 are not sampled, but for epsilon
     counts = np.bincount(samples.indices, minlength=8)
@@ -413,7 +413,7 @@ def test_prioritized_replay_uses_the_weights_and_sets_the_priorities(algorithm, 
     assert type(buffer) is buffer_class and buffer.n_steps == 3 and buffer.gamma == 0.99 and buffer.priorities.alpha == 0.5
     model.learn(60)
     assert model.n_steps == 3
-    assert model.replay_buffer is buffer and buffer.progress_remaining == 0.0 and buffer.beta == 1.0
+    assert model.replay_buffer is buffer and buffer.priorities.beta == 1.0
     assert len(set(buffer.priorities.values[:60])) > 10
 
     batch = buffer.sample(8)
@@ -433,7 +433,7 @@ def test_prioritized_replay_uses_the_weights_and_sets_the_priorities(algorithm, 
 def test_seer_without_images_has_priorities_too():
     with pytest.warns(UserWarning, match="no encoder to freeze"):
         model = make_rainbow(SEERRainbow, "MlpPolicy", prioritized_replay=True)
-    assert type(model.learn(30).replay_buffer) is PrioritizedReplayBuffer and model.replay_buffer.beta == 1.0
+    assert type(model.learn(30).replay_buffer) is PrioritizedReplayBuffer and model.replay_buffer.priorities.beta == 1.0
 
 
 def test_latent_buffer_finds_the_stacked_frames_without_seer():
@@ -519,9 +519,9 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
             dict(prioritized_replay=True, replay_buffer_class=ReplayBuffer),
             "replay_buffer_class: ReplayBuffer was given, allowed with prioritized_replay=True are PrioritizedReplayBuffer",
         ),
-        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "beta: 2.0 was given, allowed"),
-        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "n_steps: 0 was given, allowed"),
-        (dict(prioritized_replay=True, optimize_memory_usage=True), "optimize_memory_usage: True was given, allowed is False"),
+        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "`beta` must be from 0 to 1, got 2.0"),
+        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "`n_steps` must be >= 1, got 0"),
+        (dict(prioritized_replay=True, optimize_memory_usage=True), "`optimize_memory_usage` must be False, got True"),
         (dict(policy="MultiInputPolicy", env=DictLightEnv()), "n_steps=3 and prioritized_replay=False were given, allowed"),
     ],
 )
@@ -529,7 +529,7 @@ def test_arguments_are_checked(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_rainbow(**{"policy": "MlpPolicy", **kwargs})
     if "DictLightEnv" in str(kwargs):
-        with pytest.raises(ValueError, match="allowed are spaces other than Dict"):
+        with pytest.raises(ValueError, match="`observation_space` must not be a Dict"):
             PrioritizedReplayBuffer(10, DictLightEnv().observation_space, spaces.Discrete(2))
 
 

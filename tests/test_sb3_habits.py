@@ -322,7 +322,7 @@ def test_a_loaded_buffer_follows_the_model(tmp_path):
     assert model.replay_buffer.sample(4).observations.shape == (4, 1, 12, 12)
     model.learn(40)
     assert model.replay_buffer.plan().number_bytes == 2
-    assert model.replay_buffer.n_augmentations == 2 and model.replay_buffer.n_steps == 3
+    assert model.replay_buffer.encoder.n_augmentations == 2 and model.replay_buffer.n_steps == 3
 
     model.save_replay_buffer(tmp_path / "latents")
     model.save(tmp_path / "model")

@@ -11,7 +11,7 @@ from torch import nn
 
 def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
     """
-    A window at a place of its own for each image, the same for all its channels; all places are equally likely.
+    Cut a window out of each image, the same for all its channels, at a place of its own; all are equally likely.
 
     :param images: shape ``(batch_size, channels, H, W)``
     :return: shape ``(batch_size, channels, height, width)``
@@ -25,14 +25,13 @@ def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
 
 
 def _cut_one_by_one(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: int, width: int) -> th.Tensor:
-    """The windows at these places, shape ``(batch_size, channels, height, width)``: 3 to 5 times as fast on a CPU."""
+    """3 to 5 times as fast on a CPU."""
     places = zip(images.split(1), tops.tolist(), lefts.tolist(), strict=True)
-    # Unlike stack(), cat() leaves the channels where they lie in memory
     return th.cat([image[..., top : top + height, left : left + width] for image, top, left in places])
 
 
 def _cut_at_once(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: int, width: int) -> th.Tensor:
-    """The same without waiting for the device."""
+    """Does not wait for the device."""
     # A view of all the windows of an image: (batch, channels, n_tops, n_lefts, height, width)
     windows = images.unfold(2, height, 1).unfold(3, width, 1)
     return windows[th.arange(len(images), device=images.device), :, tops, lefts]
@@ -40,7 +39,7 @@ def _cut_at_once(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: i
 
 class CenterCrop(nn.Module):
     """
-    The middle of each image; images of that size already are returned as they are.
+    The middle of each image.
 
     :param size: (height, width) of the output, in pixels
     """
@@ -81,8 +80,8 @@ class RandomCrop(nn.Module):
         """
         if self.size > min(images.shape[-2:]):
             raise ValueError(
-                f"A random crop of size={self.size} does not fit into images of {images.shape[-2]}x{images.shape[-1]}: "
-                f"augmentation_kwargs=dict(size=...) can be at most {min(images.shape[-2:])}"
+                f"`size` of a random crop must be <= {min(images.shape[-2:])} for images of "
+                f"{images.shape[-2]}x{images.shape[-1]}, got {self.size}. Set augmentation_kwargs=dict(size=...)"
             )
         return _random_windows(images, self.size, self.size)
 
@@ -125,14 +124,14 @@ def make_augmentation(augmentation: str | nn.Module | None, kwargs: dict[str, An
     """
     if augmentation is None or isinstance(augmentation, nn.Module):
         if kwargs:
-            raise ValueError(f"augmentation_kwargs={kwargs} need the name of an augmentation: one of {list(AUGMENTATIONS)}")
+            raise ValueError(f"`augmentation_kwargs` must be None without the name of an augmentation, got {kwargs}")
         return augmentation
     if not isinstance(augmentation, str) or augmentation not in AUGMENTATIONS:
-        raise ValueError(f"augmentation must be one of {list(AUGMENTATIONS)}, a torch module or None, not {augmentation!r}")
+        raise ValueError(f"`augmentation` must be one of {list(AUGMENTATIONS)}, a torch module or None, got {augmentation!r}")
     try:
         return AUGMENTATIONS[augmentation](**(kwargs or {}))
     except TypeError as error:
-        raise ValueError(f"augmentation_kwargs={kwargs} do not fit augmentation={augmentation!r}: {error}") from error
+        raise ValueError(f"`augmentation_kwargs` must be arguments of {augmentation!r}, got {kwargs} ({error})") from error
 
 
 def augmented_sizes(
@@ -143,30 +142,32 @@ def augmented_sizes(
 
     :param augmentation: module from images to images, or None
     :param images: spaces of the images, by key
-    :param device: where to
-    :return: (height, width) of the images that it puts out, by key, of those that it does not leave as large as they are
-    :raises ValueError: if these are larger, or have another number of channels
+    :param device: of the module
+    :return: (height, width) of the augmented images, by key, where they are smaller than the images
+    :raises ValueError: if they are larger, or have another dtype or number of channels
     """
     sizes: dict[str, tuple[int, int]] = {}
     if augmentation is None:
         return sizes
     for key, box in images.items():
-        shape = box.shape
-        batch = th.as_tensor(np.zeros((1, *shape), dtype=box.dtype), device=device)
+        channels, height, width = box.shape
+        batch = th.as_tensor(np.zeros((1, *box.shape), dtype=box.dtype), device=device)
         # Trying it out must not move the random numbers of the training
-        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []), th.no_grad():
             output = augmentation(batch)
-        if output.ndim != 4 or output.shape[:2] != (1, shape[0]) or any(np.greater(output.shape[2:], shape[1:])):
+        if output.dtype != batch.dtype:
+            raise ValueError(f"`augmentation` must return images of dtype {batch.dtype}, got {output.dtype}")
+        if output.ndim != 4 or output.shape[:2] != (1, channels) or any(np.greater(output.shape[2:], (height, width))):
             raise ValueError(
-                f"augmentation must map images of shape (batch_size, {shape[0]}, H, W) to images with as many channels "
-                f"and not larger, not {(1, *shape)} to {tuple(output.shape)}"
+                f"`augmentation` must return images of shape (batch_size, {channels}, up to {height}, up to {width}), "
+                f"got {tuple(output.shape)}"
             )
-        if output.shape[2:] != shape[1:]:
+        if output.shape[2:] != (height, width):
             sizes[key] = output.shape[2], output.shape[3]
     return sizes
 
 
 def _positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}")
     return int(value)

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 
 from sb3_seer.common.extractors import can_split
-from sb3_seer.common.layout import image_spaces
+from sb3_seer.common.observations import image_spaces
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.transfer import PRETRAINED_PARTS

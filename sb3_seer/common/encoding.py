@@ -1,143 +1,199 @@
-"""From the bytes of images to what the encoder takes, and to the latents that are stored."""
+"""From images to the latents that are stored."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import BaseBuffer
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_seer.common.augmentations import AUGMENTATIONS
-from sb3_seer.common.codec import LatentCodec
-from sb3_seer.common.layout import ImageLayout, map_parts, sort_bytes
-from sb3_seer.common.storage import LatentStore
+from sb3_seer.common.augmentations import augmented_sizes
+from sb3_seer.common.memory import LATENT_DTYPES
+from sb3_seer.common.observations import map_parts
 from sb3_seer.common.type_aliases import LatentEncoder, Observations
 
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
 MAX_ENCODER_INPUTS = 32
 
 
-class ImageEncoding(BaseBuffer):
+@dataclass
+class LatentCodec:
     """
-    Mixin for a buffer of images: knows the encoder, the augmentation, and how latents are stored.
+    Turns float32 latents into stored numbers, and back.
+
+    :param dtype: one of ``LATENT_DTYPES``
+    :param scale: uint8 only: what one step of the stored number is worth, shape ``(N, L)``
+    :param offset: uint8 only: the value of a stored zero, shape ``(N, L)``
     """
 
-    layout: ImageLayout
-    n_augmentations: int
-    augmentation: nn.Module | None
-    codec: LatentCodec | None
-    n_clipped = 0  # numbers outside the range of the latents' dtype
-    # The new images to act on and their float32 latents, from the encoder call of the last add()
-    acting: tuple[Observations, th.Tensor] | None = None
-    _encoder: LatentEncoder | None = None
-    _latent_shape: tuple[int, int] | None = None
+    dtype: str
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
-    def set_encoder(self, encoder: LatentEncoder) -> None:
+    @classmethod
+    def fit(cls, latents: np.ndarray, margin: float = 0.02) -> "LatentCodec":
         """
-        :param encoder: what turns images into latents; needed before ``to_latents()`` and, after loading,
-            before the next ``add()`` of the latents stage
+        :param latents: latents that the uint8 range must cover, shape ``(batch_size, N, L)``
+        :param margin: part of each dimension's range added at either end
+        :return: a uint8 codec
         """
-        self._encoder = encoder
-        self._latent_shape = encoder.latent_shape
+        low, high = latents.min(axis=0), latents.max(axis=0)  # [N, L]
+        # A dimension that never moved in these latents (a dead unit) still gets some room
+        span = np.maximum(high - low, 0.01 * (high - low).max())
+        span[span == 0.0] = 1.0
+        # Latents after a ReLU are never negative, and their zeros stay exact
+        offset = np.where(low >= 0.0, np.maximum(low - margin * span, 0.0), low - margin * span)
+        scale = (low + (1.0 + margin) * span - offset) / 255.0
+        return cls("uint8", scale.astype(np.float32), offset.astype(np.float32))
 
-    # ---- one step ----
-
-    def _encode_step(
-        self,
-        store: LatentStore,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
-        continues: list[bool],
-        resets: dict[int, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def encode(self, latents: np.ndarray) -> tuple[np.ndarray, int]:
         """
-        Encode all that is new in a step, in one call, and keep the latents to act on.
-
-        :param store: where the step is about to be added
-        :param obs: the observations as they lie in memory, shape ``(n_envs, n_places, n_bytes)``
-        :param next_obs: the next observations, the last ones of an episode where it ended, sorted like that or not
-        :param continues: for each env, whether ``obs`` was encoded in the step before
-        :param resets: of envs where an episode ended, the next one's first observation, if known
-        :return: stored latents of ``obs`` and ``next_obs``, shape ``(n_envs, K, N, L)``; the observations to act on,
-            sorted like ``obs``, and their stored latents
+        :param latents: float32, shape ``(..., N, L)``
+        :return: stored numbers, same shape, and how many of them were clipped
         """
-        next_obs = sort_bytes(next_obs, obs.shape[1])
-        pending, starts = next_obs.copy(), list(resets)
-        for env, first in resets.items():
-            pending[env] = sort_bytes(first, obs.shape[1])
-        unexpected = np.flatnonzero(np.logical_not(continues))
-        images = np.concatenate((next_obs, pending[starts], obs[unexpected]))
-        to_act_on = self.layout.from_memory(pending)
-        inputs, n_inputs = self._network_inputs(self.layout.from_memory(images)), len(images) * self.n_augmentations
-        if self.augmentation is not None:
-            inputs = map_parts(lambda *parts: th.cat(parts), inputs, self._center_crop(self._to_tensors(to_act_on)))
-        encoded = self._encoder_or_raise().encode(inputs)
-        fresh = self._to_stored(encoded[:n_inputs].cpu().numpy().reshape(len(images), *store.shape))
-
-        next_latents = fresh[: self.n_envs]
-        pending_latents = next_latents.copy()
-        pending_latents[starts] = fresh[self.n_envs : self.n_envs + len(starts)]
-        latents = store.pending_latents.copy()
-        latents[unexpected] = fresh[self.n_envs + len(starts) :]
-        if self.augmentation is None:
-            order = np.arange(self.n_envs)
-            order[starts] = self.n_envs + np.arange(len(starts))
-            acting = encoded[th.as_tensor(order, device=encoded.device)]
+        if self.dtype == "float32":
+            return latents, 0
+        if self.dtype == "float16":
+            low, high = float(np.finfo(np.float16).min), float(np.finfo(np.float16).max)
+            codes = latents
         else:
-            acting = encoded[n_inputs:]
-        self.acting = to_act_on, acting
-        return latents, next_latents, pending, pending_latents
+            low, high = 0.0, 255.0
+            codes = np.rint((latents - self.offset) / self.scale)
+        n_clipped = np.count_nonzero((codes < low) | (codes > high))
+        return np.clip(codes, low, high).astype(self.dtype), int(n_clipped)
 
-    # ---- from bytes to latents ----
-
-    def _to_tensors(self, images: Observations) -> PyTorchObs:
-        """:return: the images on the device"""
-        return map_parts(lambda part: self.to_torch(part, copy=False), images)
-
-    def _network_inputs(self, observations: Observations, n_copies: int | None = None) -> PyTorchObs:
-        """:return: n_copies (K) augmented images of each observation, one after the other"""
-        images = self._to_tensors(observations)
-        if self.augmentation is None:
-            return self._center_crop(images)
-        k = n_copies or self.n_augmentations
-        # As repeat_interleave() does, in a fifth of the time, and the channels stay where they lie in memory
-        return self._augment(map_parts(lambda part: th.cat([image for image in part.split(1) for _ in range(k)]), images))
-
-    def _augment(self, images: PyTorchObs) -> PyTorchObs:
-        """:return: each image once, augmented if anything is"""
-        if self.augmentation is None:
-            return images
-        if type(self.augmentation) not in AUGMENTATIONS.values():  # a user's may take views of the usual layout
-            images = map_parts(th.Tensor.contiguous, images)
-        with th.no_grad():
-            return map_parts(self.augmentation, images)
-
-    def _center_crop(self, images: PyTorchObs) -> PyTorchObs:
-        return self._encoder_or_raise().center_crop(images)
-
-    def _encode(self, frames: np.ndarray) -> np.ndarray:
+    def decode(self, stored: th.Tensor) -> th.Tensor:
         """
-        :param frames: bytes of images, shape ``(batch_size, n_stack, frame_bytes)``
-        :return: their stored latents, shape ``(batch_size, K, N, L)``, computed a few encoder inputs at a time
+        :param stored: stored numbers, shape ``(..., N, L)``
+        :return: float32 latents, same shape
         """
-        latents = [np.zeros((0, *self._known_latent_shape()), dtype=np.float32)]
-        step = max(MAX_ENCODER_INPUTS // self.n_augmentations, 1)
-        for i in range(0, len(frames), step):
-            inputs = self._network_inputs(self.layout.to_images(frames[i : i + step]))
-            latents.append(self._encoder_or_raise().encode(inputs).cpu().numpy())
-        return self._to_stored(np.concatenate(latents).reshape(len(frames), self.n_augmentations, *latents[0].shape[1:]))
+        latents = stored.float()
+        if self.scale is None or self.offset is None:
+            return latents
+        scale, offset = (th.as_tensor(array, device=stored.device) for array in (self.scale, self.offset))
+        return th.addcmul(offset, latents, scale)
 
-    def _to_stored(self, latents: np.ndarray) -> np.ndarray:
-        assert self.codec is not None
-        stored, n_clipped = self.codec.encode(latents)
-        self.n_clipped += n_clipped
-        return stored
 
-    def _known_latent_shape(self) -> tuple[int, int]:
+class ObservationEncoder:
+    """
+    From images to augmented images, to K latents of each image, to stored numbers.
+
+    The policy, which computes the latents, is set later (a buffer is made before it) and is not pickled.
+
+    :param images: spaces of the images, by key
+    :param device: PyTorch device
+    :param n_augmentations: latents of an image, each of its own augmentation (K)
+    :param augmentation: maps images of shape ``(batch_size, C, H, W)`` to ``(batch_size, C, h, w)``, same dtype
+    :param latent_dtype: of the stored numbers
+    :raises ValueError: for a parameter outside of what is said here
+    """
+
+    def __init__(
+        self,
+        images: dict[str, spaces.Box],
+        device: th.device,
+        n_augmentations: int = 1,
+        augmentation: nn.Module | None = None,
+        latent_dtype: str = "float32",
+    ) -> None:
+        if n_augmentations > 1 and augmentation is None:
+            raise ValueError(f"`n_augmentations` must be 1 without an augmentation, got {n_augmentations}")
+        if latent_dtype not in LATENT_DTYPES:
+            raise ValueError(f"`latent_dtype` must be one of {', '.join(map(repr, LATENT_DTYPES))}, got {latent_dtype!r}")
+        # (height, width) of augmented images, by key, where they differ from the images
+        self.image_size = augmented_sizes(augmentation, images, device)
+        self.device = device
+        self.n_augmentations, self.augmentation = n_augmentations, augmentation
+        # None until the range of uint8 is known
+        self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
+        self.n_clipped = 0  # numbers outside of that range, so far
+        self._policy: LatentEncoder | None = None
+        self._latent_shape: tuple[int, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_policy": None}
+
+    @property
+    def policy(self) -> LatentEncoder:
+        """
+        what turns images into latents
+
+        :raises RuntimeError: if it was not set, or not since the buffer was loaded
+        """
+        if self._policy is None:
+            raise RuntimeError("The buffer has no encoder (it is never pickled): call set_encoder() first")
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: LatentEncoder) -> None:
+        self._policy, self._latent_shape = policy, policy.latent_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """
+        (N, L): networks with a latent of their own, numbers in a latent
+
+        :raises RuntimeError: if no policy was ever set
+        """
         if self._latent_shape is None:
             raise RuntimeError("The shape of a latent is not known yet: call set_encoder() first")
         return self._latent_shape
 
-    def _encoder_or_raise(self) -> LatentEncoder:
-        if self._encoder is None:
-            raise RuntimeError("The buffer has no encoder (it is never pickled): call set_encoder() first")
-        return self._encoder
+    def augment(self, observations: Observations, n_views: int = 1) -> PyTorchObs:
+        """
+        :param observations: batch of images; of ``Dict`` observations, by key
+        :param n_views: augmented images of each
+        :return: augmented images on the device; those of view v begin at ``v * batch_size``
+        """
+        images = self._to_tensors(observations)
+        if self.augmentation is None:
+            return images
+        if n_views > 1:
+            images = map_parts(lambda part: th.cat([part] * n_views), images)
+        with th.no_grad():
+            return map_parts(self.augmentation, images)
+
+    def encode(self, observations: Observations, n_to_act_on: int = 0) -> np.ndarray:
+        """
+        One call of the encoder.
+
+        :param observations: batch of images; of ``Dict`` observations, by key
+        :param n_to_act_on: how many of them, the first ones, are what the policy acts on next: it caches their latents
+        :return: what to store, shape ``(batch_size, K, N, L)``
+        """
+        assert self.codec is not None
+        images = self._to_tensors(observations)
+        inputs, to_act_on = self._inputs(images, self.n_augmentations), map_parts(lambda part: part[:n_to_act_on], images)
+        n_stored = len(next(iter(images.values())) if isinstance(images, dict) else images) * self.n_augmentations
+        if n_to_act_on > 0 and self.augmentation is not None:  # acting sees the middle of an image
+            inputs = map_parts(lambda *parts: th.cat(parts), inputs, self.policy.center_crop(to_act_on))
+        latents = self.policy.encode(inputs)
+        if n_to_act_on > 0:
+            self.policy.cache_latents(to_act_on, (latents if self.augmentation is None else latents[n_stored:])[:n_to_act_on])
+        stored, n_clipped = self.codec.encode(latents[:n_stored].cpu().numpy())
+        self.n_clipped += n_clipped
+        return stored.reshape(-1, self.n_augmentations, *stored.shape[1:])
+
+    def fit_codec(self, batches: Iterable[Observations]) -> None:
+        """
+        Find the range of uint8 latents.
+
+        :param batches: batches of images; of ``Dict`` observations, by key
+        """
+        latents = [self.policy.encode(self._inputs(self._to_tensors(images), 1)).cpu().numpy() for images in batches]
+        self.codec = LatentCodec.fit(np.concatenate(latents))
+
+    def _inputs(self, images: PyTorchObs, n_copies: int) -> PyTorchObs:
+        """:return: augmented images for the encoder, the copies of an image one after the other"""
+        if self.augmentation is None:
+            return self.policy.center_crop(images)
+        # As repeat_interleave() does, but faster
+        copies = map_parts(lambda part: part[:, None].expand(-1, n_copies, -1, -1, -1).flatten(0, 1).contiguous(), images)
+        with th.no_grad():
+            return map_parts(self.augmentation, copies)
+
+    def _to_tensors(self, observations: Observations) -> PyTorchObs:
+        return map_parts(lambda part: th.as_tensor(part, device=self.device), observations)

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
 from torch import nn
 
-from sb3_seer.common.layout import image_spaces, separate
+from sb3_seer.common.observations import image_spaces, separate
 
 
 class SplitExtractor(BaseFeaturesExtractor):

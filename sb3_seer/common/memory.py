@@ -1,4 +1,4 @@
-"""What transitions cost: how many of them fit in the same bytes, before and after the freeze."""
+"""How many transitions fit in the same bytes, before and after the freeze."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ LATENT_DTYPES = ("float32", "float16", "uint8")
 @dataclass(frozen=True)
 class MemoryPlan:
     """
-    What a buffer holds, and in how many bytes, before and after the freeze.
+    Transitions and bytes of a buffer, before and after the freeze.
 
     :param image_transitions: transitions held while images are stored (C)
     :param n_envs: number of parallel environments
@@ -20,7 +20,7 @@ class MemoryPlan:
     :param n_augmentations: augmented copies of each observation (K)
     :param latent_dim: numbers in a latent (L)
     :param max_latent_transitions: most transitions held once latents are stored, None: as many as fit
-    :param step_bytes: bytes of a transition besides: action, reward, done...
+    :param step_bytes: bytes of the rest of a transition: action, reward, done...
     """
 
     image_transitions: int
@@ -35,7 +35,7 @@ class MemoryPlan:
 
     @property
     def image_bytes(self) -> int:
-        """bytes of the arena, which holds the images"""
+        """bytes of the images (``C * P``)"""
         return self.image_transitions * self.frame_bytes
 
     @property
@@ -59,8 +59,7 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         """
-        the most that the buffer will ever hold, in either stage (without the few frames and latents at the ends of
-        episodes, which are kept aside)
+        the most that the buffer will ever hold, without the few extra frames and latents at the ends of episodes
         """
         return self.image_bytes + max(self.image_transitions, self.latent_transitions) * self.step_bytes
 
@@ -73,7 +72,7 @@ class MemoryPlan:
 
     def check_capacity(self) -> None:
         """
-        :raises ValueError: if the latents of an observation take more bytes than its newest frame; says what would help
+        :raises ValueError: if the latents of an observation take more bytes than its newest frame
         """
         if self.latent_transitions >= self.image_transitions:
             return

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
@@ -17,7 +16,7 @@ from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.extractors import SplitExtractor, split, takes_channels_last
-from sb3_seer.common.layout import center_crop, image_spaces, map_parts, separate
+from sb3_seer.common.observations import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
 # Arguments of autocast
@@ -91,7 +90,7 @@ class LatentNetwork(BaseModel):
         """
         extractor = split(features_extractor)
         if isinstance(obs, Latents):
-            latents, others = obs.values[:, self.latent_index], obs.others
+            latents, others = obs.values[:, self.latent_index], obs.vector_obs
         else:
             images, others = separate(center_crop(obs, self.observation_space), self.observation_space)
             if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
@@ -139,8 +138,7 @@ class SEERPolicy(BasePolicy):
 
     encoder_frozen = False
     _frozen_modules: Sequence[nn.Module] = ()
-    # Images whose latents are known already, (n_envs, *obs_shape), and these latents
-    _encoded: tuple[Observations, th.Tensor] | None = None
+    _cached: tuple[PyTorchObs, th.Tensor] | None = None  # see cache_latents()
 
     def __init__(
         self,
@@ -288,32 +286,28 @@ class SEERPolicy(BasePolicy):
                     digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def remember(self, images: Observations, latents: th.Tensor) -> None:
+    def cache_latents(self, observations: Observations | PyTorchObs, latents: th.Tensor) -> None:
         """
-        Know the latents of these images, so that acting on them does not encode them again.
+        Keep the latents of the next observations to act on, which were encoded to store them: acting on just these
+        calls no encoder. This is the only such cache.
 
-        :param images: shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
-        :param latents: what ``encode`` says of their middle, shape ``(n_envs, N, L)``
+        :param observations: images, shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
+        :param latents: of their middle, shape ``(n_envs, N, L)``
         """
-        self._encoded = (images, latents)
+        self._cached = map_parts(lambda part: th.as_tensor(part, device=self.device).clone(), observations), latents
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if self._cached is not None:
+            images, vector_obs = separate(observation, self.observation_space)
+            same = map_parts(lambda part, other: part.dtype == other.dtype and th.equal(part, other), images, self._cached[0])
+            if all(same.values()) if isinstance(same, dict) else same:
+                observation = Latents(self._cached[1], vector_obs)  # type: ignore[assignment]
+        return super()._predict(observation, deterministic)  # type: ignore[safe-super]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of others."""
-        self._encoded = None
+        """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of other weights."""
+        self._cached = None
         return super().load_state_dict(*args, **kwargs)
-
-    def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
-        """
-        :param observation: one observation of the environment, or a batch
-        :return: the observation as a tensor, or its latents if they are known; whether it is a batch
-        """
-        if self._encoded is not None:
-            images, others = separate(observation, self.observation_space)
-            same = map_parts(np.array_equal, images, self._encoded[0])
-            if all(same.values()) if isinstance(same, dict) else same:
-                tensors: Any = super().obs_to_tensor(others)[0] if others else {}
-                return Latents(self._encoded[1], tensors), True  # type: ignore[return-value]
-        return super().obs_to_tensor(observation)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

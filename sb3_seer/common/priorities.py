@@ -1,17 +1,20 @@
-"""Proportional prioritised replay: which transitions to sample, and how much each of them counts."""
+"""Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952)."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
 
 
 class PrioritizedReplayBufferSamples(NamedTuple):
     """
-    SB3's ``ReplayBufferSamples``, of a buffer that is prioritised.
+    SB3's ``ReplayBufferSamples`` with weights.
 
     :param weights: importance-sampling weights, float32 of shape ``(batch_size, 1)``
-    :param indices: what ``update_priorities()`` takes back with the errors, shape ``(batch_size,)``
+    :param indices: of the transitions, for ``update_priorities()``, shape ``(batch_size,)``
     """
 
     observations: th.Tensor
@@ -27,47 +30,20 @@ class PrioritizedReplayBufferSamples(NamedTuple):
 
 def is_prioritized(replay_buffer: Any) -> bool:
     """
-    :param replay_buffer: any replay buffer; SB3's know nothing of priorities
+    :param replay_buffer: any replay buffer
     :return: whether it samples ``PrioritizedReplayBufferSamples`` and has ``update_priorities(indices, errors)``
     """
     return getattr(replay_buffer, "prioritized", False)
 
 
-class BetaSchedule:
-    """
-    Mixin for a prioritised replay buffer: how much the weights correct for sampling by priority, linear from the beginning
-    of the training to its end.
-    """
-
-    # SB3's: from 1 (beginning) to 0 (end of the training), and below for the few steps that training goes on after its end
-    progress_remaining = 1.0
-
-    def _set_betas(self, beta: float, final_beta: float) -> None:
-        """
-        :param beta: when training starts, from 0 (not at all) to 1
-        :param final_beta: when it ends
-        :raises ValueError: if one is not from 0 to 1
-        """
-        for name, number in dict(beta=beta, final_beta=final_beta).items():
-            if not 0.0 <= number <= 1.0:
-                raise ValueError(f"{name}: {number!r} was given, allowed are numbers from 0 to 1")
-        self.initial_beta, self.final_beta = beta, final_beta
-
-    @property
-    def beta(self) -> float:
-        """How much the weights correct now."""
-        return self.final_beta + (self.initial_beta - self.final_beta) * max(self.progress_remaining, 0.0)
-
-
 class SumTree:
     """
-    Values that are not negative, and the sums over them that find where a prefix sum ends.
+    Sum tree for proportional sampling.
 
-    Every node has ``FAN_OUT`` children: with numpy, a few wide levels are faster than twenty of pairs, and all sums
-    together take a fifteenth of the memory of the values. A sum is always computed from its children, so rounding
-    errors do not pile up.
+    Every node has ``FAN_OUT`` children: with numpy, a few wide levels are faster than many levels of pairs. A sum is
+    always computed from its children, so rounding errors do not pile up.
 
-    :param capacity: number of values (leaves), all 0 at first
+    :param capacity: number of leaves, all 0 at first
     """
 
     FAN_OUT = 16
@@ -86,7 +62,7 @@ class SumTree:
 
     def set(self, indices: np.ndarray | int, values: np.ndarray | float) -> None:
         """
-        Set some leaves. The sums over them are computed when they are next read.
+        Set some leaves. The sums are updated when they are next read.
 
         :param indices: of the leaves, from 0; of duplicates the last one counts
         :param values: finite and not negative, one for each index or one for all
@@ -104,7 +80,7 @@ class SumTree:
 
     @property
     def _leaves(self) -> np.ndarray:
-        # A view, made anew each time: a copy of the tree would copy one that is kept
+        # Not kept: a copy of the tree would copy the view as an array of its own
         return self._levels[0].reshape(-1)[: self.capacity]
 
     @property
@@ -115,20 +91,20 @@ class SumTree:
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
         """
-        Find the leaves where sums over the leaves, from the first one on, exceed the given ones.
+        Find the first leaves up to which the sum of all leaves exceeds the given sums.
 
-        :param prefix_sums: from 0 to (and without) ``total``, shape ``(n,)``; others are taken as the nearest of these
-        :return: the indices of the leaves, shape ``(n,)``. None of them has the value 0
+        :param prefix_sums: from 0 to (and without) ``total``, shape ``(n,)``; others are clipped
+        :return: the indices of the leaves, none of which is 0, shape ``(n,)``
         :raises ValueError: if all leaves are 0
         """
         if self.total == 0.0:
-            raise ValueError("All values are 0: there is nothing to be found")
+            raise ValueError("There are no transitions to sample: all priorities are 0")
         rest = np.maximum(prefix_sums, 0.0)
         nodes = np.zeros(len(rest), dtype=np.int64)
         rows = np.arange(len(rest))
         for level in reversed(self._levels):
             sums = level[nodes].cumsum(axis=1)  # [n, FAN_OUT]
-            # What rounding left beyond the last child belongs to the last one that is not 0
+            # A rest that rounding left beyond the last child belongs to the last one that is not 0
             rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
             # The first whose sum exceeds the rest: never a 0, which adds nothing to the sum before it
             children = (sums <= rest[:, None]).sum(axis=1)
@@ -155,22 +131,32 @@ class Priorities:
 
     :param n: number of transitions that can be held
     :param alpha: how much priorities count: from 0 (not at all) to 1
+    :param beta: how much the weights correct for that when training starts, from 0 (not at all) to 1
+    :param final_beta: the same when it ends; linear in between
     :param epsilon: keeps transitions without an error from never being sampled again, larger than 0
-    :raises ValueError: for parameters outside of what is said here
+    :raises ValueError: for parameters outside of these ranges
     """
 
-    def __init__(self, n: int, alpha: float, epsilon: float = 1e-6) -> None:
+    def __init__(self, n: int, alpha: float = 0.6, beta: float = 0.4, final_beta: float = 1.0, epsilon: float = 1e-6) -> None:
         if n < 1:
-            raise ValueError(f"n: {n} was given, allowed are integers from 1")
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"alpha: {alpha} was given, allowed are numbers from 0 to 1")
+            raise ValueError(f"`n` must be >= 1, got {n}")
+        for name, number in dict(alpha=alpha, beta=beta, final_beta=final_beta).items():
+            if not 0.0 <= number <= 1.0:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {number!r}")
         if not 0.0 < epsilon < np.inf:
-            raise ValueError(f"epsilon: {epsilon} was given, allowed are finite numbers larger than 0")
-        self.alpha = alpha
-        self.epsilon = epsilon
+            raise ValueError(f"`epsilon` must be finite and > 0, got {epsilon}")
+        self.alpha, self.epsilon = alpha, epsilon
+        self.initial_beta, self.final_beta = beta, final_beta
+        # SB3's: from 1 at the beginning of the training to 0 at its end, below for the few steps after it
+        self.progress_remaining = 1.0
         self._tree = SumTree(n)
-        # The largest so far, of transitions that are gone too
+        # The largest ever, also of transitions that were overwritten
         self.max_priority = 1.0
+
+    @property
+    def beta(self) -> float:
+        """how much the weights correct now"""
+        return self.final_beta + (self.initial_beta - self.final_beta) * max(self.progress_remaining, 0.0)
 
     @property
     def values(self) -> np.ndarray:
@@ -202,7 +188,7 @@ class Priorities:
         :raises ValueError: if an error is not finite; no priority is changed then
         """
         if not np.isfinite(errors).all():
-            raise ValueError(f"errors: {errors[~np.isfinite(errors)][0]} was given, allowed are finite numbers")
+            raise ValueError(f"`errors` must be finite, got {errors[~np.isfinite(errors)][0]}")
         # In float64: the tree's sums are over many of them
         values = (np.abs(errors, dtype=np.float64) + self.epsilon) ** self.alpha
         self._tree.set(indices, values)
@@ -219,20 +205,142 @@ class Priorities:
         parts = np.arange(batch_size) + np.random.random_sample(batch_size)
         return self._tree.find(parts * (self._tree.total / batch_size))
 
-    def weights(self, indices: np.ndarray, beta: float) -> np.ndarray:
+    def weights(self, indices: np.ndarray) -> np.ndarray:
         """
-        Importance-sampling weights ``(N * P(i)) ** -beta``, divided by the largest of the batch (as in Dopamine; a
-        maximum over all transitions would depend on the one with the smallest priority, rarely seen). So the
+        Importance-sampling weights ``(N * P(i)) ** -beta``, divided by the largest of the batch (as in Dopamine). The
         number of transitions N and the sum of all priorities cancel out.
 
         :param indices: of transitions that were sampled, shape ``(batch_size,)``
-        :param beta: how much of the bias is corrected: from 0 (nothing) to 1 (all)
         :return: float32 weights from 0 to 1, shape ``(batch_size,)``
         """
         values = self._tree.get(indices)
-        return ((values.min() / values) ** beta).astype(np.float32)
+        return ((values.min() / values) ** self.beta).astype(np.float32)
 
     def clear(self) -> None:
         """Forget all transitions and the largest priority."""
         self._tree = SumTree(self._tree.capacity)
         self.max_priority = 1.0
+
+
+def n_step_returns(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    The n-step returns of SB3's ``NStepReplayBuffer``.
+
+    :param rewards: of n steps in a row, shape ``(batch_size, n_steps)``
+    :param ends: whether the return may not go on after a step, same shape
+    :param gamma: discount factor
+    :return: returns, shape ``(batch_size, 1)``; their last steps, shape ``(batch_size,)``; the discounts of the values that
+        they bootstrap from (``gamma ** n_steps``, or less where a return ends early), shape ``(batch_size, 1)``
+    """
+    n_steps = rewards.shape[1]
+    last = np.where(ends.any(axis=1), ends.argmax(axis=1), n_steps - 1)  # [batch_size]
+    mask = np.arange(n_steps) <= last[:, None]  # [batch_size, n_steps]
+    returns = (rewards * gamma ** np.arange(n_steps, dtype=np.float32) * mask).sum(axis=1, keepdims=True)
+    return returns, last, gamma ** mask.sum(axis=1, keepdims=True).astype(np.float32)
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """
+    SB3's ``ReplayBuffer`` (``NStepReplayBuffer`` when ``n_steps > 1``), sampled in proportion to the errors of the
+    transitions.
+
+    Paper: Schaul et al. 2016, https://arxiv.org/abs/1511.05952, section 3.3. For images,
+    :class:`~sb3_seer.common.replay.LatentReplayBuffer` with ``prioritized=True`` takes a fraction of the memory.
+
+    :param buffer_size: Max number of element in the buffer
+    :param observation_space: Observation space, not a ``Dict``
+    :param action_space: Action space
+    :param args: as for ``ReplayBuffer``
+    :param n_steps: steps of the n-step returns
+    :param gamma: discount factor of the n-step returns
+    :param alpha: see :class:`Priorities`
+    :param beta: see :class:`Priorities`
+    :param final_beta: see :class:`Priorities`
+    :param kwargs: as for ``ReplayBuffer``, without ``optimize_memory_usage``
+    :raises ValueError: for another value of a parameter
+    """
+
+    prioritized = True
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *args: Any,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        final_beta: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"`observation_space` must not be a Dict, got {observation_space}")
+        if kwargs.get("optimize_memory_usage"):
+            raise ValueError("`optimize_memory_usage` must be False, got True")
+        if n_steps < 1:
+            raise ValueError(f"`n_steps` must be >= 1, got {n_steps}")
+        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        self.n_steps, self.gamma = n_steps, gamma
+        self.priorities = Priorities(self.buffer_size * self.n_envs, alpha, beta, final_beta)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Add a step of every env, see :meth:`stable_baselines3.common.buffers.ReplayBuffer.add`."""
+        row = self.pos
+        super().add(obs, next_obs, action, reward, done, infos)
+        self.priorities.add(np.arange(row * self.n_envs, (row + 1) * self.n_envs))
+
+    def reset(self) -> None:
+        """Forget every transition."""
+        super().reset()
+        self.priorities.clear()
+
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None
+    ) -> PrioritizedReplayBufferSamples:
+        """
+        :param batch_size: number of transitions to sample
+        :param env: associated VecEnv, to normalize the observations and rewards
+        :return: transitions with weights
+        """
+        indices = self.priorities.sample(batch_size)
+        rows, envs = np.divmod(indices, self.n_envs)
+        window = (rows[:, None] + np.arange(self.n_steps)) % self.buffer_size  # [batch_size, n_steps]
+        rewards = self._normalize_reward(self.rewards[window, envs[:, None]], env)  # [batch_size, n_steps]
+        # The newest row is followed by the oldest, or by nothing: a return ends there, and bootstraps
+        newest = (self.pos - 1) % self.buffer_size
+        returns, last, discounts = n_step_returns(
+            rewards, (self.dones[window, envs[:, None]] > 0) | (window == newest), self.gamma
+        )
+        last_rows = (rows + last) % self.buffer_size
+        # Only use dones that are not due to timeouts
+        dones = self.dones[last_rows, envs] * (1 - self.timeouts[last_rows, envs])
+        return PrioritizedReplayBufferSamples(
+            observations=self.to_torch(self._normalize_obs(self.observations[rows, envs], env)),  # type: ignore[arg-type]
+            actions=self.to_torch(self.actions[rows, envs]),
+            next_observations=self.to_torch(
+                self._normalize_obs(self.next_observations[last_rows, envs], env)  # type: ignore[arg-type]
+            ),
+            dones=self.to_torch(dones.reshape(-1, 1)),
+            rewards=self.to_torch(returns),
+            discounts=self.to_torch(discounts),
+            weights=self.to_torch(self.priorities.weights(indices).reshape(-1, 1)),
+            indices=indices,
+        )
+
+    def update_priorities(self, indices: np.ndarray, errors: np.ndarray) -> None:
+        """
+        :param indices: of a sample, before another transition is added
+        :param errors: of each of its transitions, shape ``(batch_size,)``
+        :raises ValueError: if an error is not finite
+        """
+        self.priorities.update(indices, errors)

@@ -2,25 +2,22 @@
 
 import pathlib
 import warnings
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import psutil
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
-from sb3_seer.common.augmentations import augmented_sizes, make_augmentation
+from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.checks import check_arguments, missing_encoder
-from sb3_seer.common.codec import LatentCodec
+from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.flops import FlopsCallback, find_passes
-from sb3_seer.common.layout import image_spaces, map_parts
 from sb3_seer.common.memory import MemoryPlan
+from sb3_seer.common.observations import find_n_stack
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.process import return_freed_memory, zero_subnormals
@@ -28,7 +25,6 @@ from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.seer_saving import SEERSaving
 from sb3_seer.common.transfer import load_pretrained
 from sb3_seer.common.type_aliases import Observations
-from sb3_seer.common.utils import find_n_stack
 
 
 class SEERMixin(SEERSaving):
@@ -119,7 +115,7 @@ class SEERMixin(SEERSaving):
         policy_kwargs, n_steps = self.policy_kwargs, self.n_steps
         self.policy_kwargs = {
             **policy_kwargs,
-            "image_size": augmented_sizes(augmentation, image_spaces(self.observation_space), self.device),
+            "image_size": self.replay_buffer.encoder.image_size,
         }
         # The buffer knows its n_steps already: SB3 would warn of them, and has none for Dict observations
         self.replay_buffer_class, self.n_steps = LatentReplayBuffer, 1
@@ -137,7 +133,7 @@ class SEERMixin(SEERSaving):
             self._announce(self.replay_buffer.plan())
         if self.encoder_frozen:
             if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
-                self.replay_buffer.codec = self._latent_codec
+                self.replay_buffer.encoder.codec = self._latent_codec
             self._freeze()
 
     def _announce(self, plan: MemoryPlan) -> None:
@@ -182,7 +178,8 @@ class SEERMixin(SEERSaving):
             max_latent_buffer_size=self.max_latent_buffer_size,
             **{**kwargs, **self.replay_buffer_kwargs, **overrides},
         )
-        buffer.progress_remaining = self._current_progress_remaining
+        if buffer.priorities is not None:
+            buffer.priorities.progress_remaining = self._current_progress_remaining
         return buffer
 
     def freeze_encoder(self) -> None:
@@ -209,11 +206,9 @@ class SEERMixin(SEERSaving):
         self.replay_buffer.set_encoder(self.policy)
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
-        self._latent_codec = self.replay_buffer.codec
+        self._latent_codec = self.replay_buffer.encoder.codec
         self.encoder_frozen = True
         return_freed_memory()  # no gradient step will need as much again
-        if self.replay_buffer.acting is not None:
-            self.policy.remember(*self.replay_buffer.acting)
 
     def _latent_buffer(self) -> LatentReplayBuffer:
         """
@@ -236,29 +231,11 @@ class SEERMixin(SEERSaving):
         self._latent_buffer()
         return self.policy.encode_observations(observations)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        if isinstance(replay_buffer, LatentReplayBuffer):
-            # Where an episode ended, new_obs is the first observation of the next one, which SB3 does not hand on.
-            # The buffer encodes it in the same call as the last one of the episode.
-            for i in np.flatnonzero(dones):
-                infos[i]["reset_observation"] = map_parts(itemgetter(i), new_obs)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if isinstance(replay_buffer, LatentReplayBuffer) and replay_buffer.acting is not None:
-            self.policy.remember(*replay_buffer.acting)
-
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         replay_buffer: Any = self.replay_buffer
         if is_prioritized(replay_buffer):
-            replay_buffer.progress_remaining = self._current_progress_remaining
+            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
@@ -284,12 +261,12 @@ class SEERMixin(SEERSaving):
     def dump_logs(self) -> None:
         """Write log data, with what the replay buffer holds under ``seer/``."""
         if isinstance(self.replay_buffer, LatentReplayBuffer):
-            self.replay_buffer.check_asides()
+            self.replay_buffer.check_extra_frames()
             self.logger.record("seer/encoder_frozen", int(self.encoder_frozen))
             self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
             self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)
             self.logger.record("seer/bytes", self.replay_buffer.nbytes)
-            self.logger.record("seer/aside_bytes", self.replay_buffer.aside_bytes)
+            self.logger.record("seer/extra_bytes", self.replay_buffer.extra_bytes)
             # Numbers of latents outside the range of latent_dtype, so far
-            self.logger.record("seer/clipped", self.replay_buffer.n_clipped)
+            self.logger.record("seer/clipped", self.replay_buffer.encoder.n_clipped)
         super().dump_logs()

@@ -11,10 +11,8 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_seer.common.archive import is_archive
-from sb3_seer.common.buffer_file import from_sb3_pickle, load_buffer, save_buffer
+from sb3_seer.common.buffer_file import load_buffer, replacing, save_buffer
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.saving import replacing
 
 
 class SEERSaving(OffPolicyAlgorithm):
@@ -100,14 +98,10 @@ class SEERSaving(OffPolicyAlgorithm):
             super().load_replay_buffer(path, truncate_last_traj)
             return
         ours = self.replay_buffer
-        make_buffer = partial(self._make_replay_buffer, ours.augmentation)
-        if is_archive(path):
-            replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
-        else:
-            replay_buffer = from_sb3_pickle(path, ours, make_buffer, self.verbose)
-            replay_buffer.set_encoder(self.policy)
+        make_buffer = partial(self._make_replay_buffer, ours.encoder.augmentation)
+        replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
         if self.encoder_frozen and replay_buffer.stage == "images":
-            replay_buffer.codec = ours.codec
+            replay_buffer.encoder.codec = ours.encoder.codec
             replay_buffer.to_latents()
         if self.freeze_after is not None:
             replay_buffer.check_capacity()

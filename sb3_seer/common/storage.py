@@ -1,304 +1,303 @@
 """
-How observations are kept: one arena of bytes, read as images before the freeze and as latents after it.
+Observations once each, in one arena of bytes: as images before the freeze, as latents after it.
 
-Both stores keep an observation once. The next observation of a row is the observation of the row
-after it, unless that row does not continue it (the end of an episode, a reset in the middle, the
-newest row): only then is a *successor* kept aside.
+The next observation of a step is the observation of the step after it. Only where it is not (the end of an episode, a
+reset in the middle) is it kept beside the ring. A step is addressed by its age: 0 is the newest, 1 the one before.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
+from tqdm import tqdm
 
-from sb3_seer.common.layout import moved_on, sort_bytes
-from sb3_seer.common.transitions import Asides, TransitionStore
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class ImageStore(TransitionStore):
+class ObservationStore(ABC):
     """
-    Observations as images: the newest frame of each in the arena, the older ones rebuilt from the rows before.
+    A ring of observations.
 
-    A row whose older frames are not those of the row before (the first of an episode) keeps them
-    aside as its *history*; the rows just after it rebuild from that as well. What the oldest row needs of the
-    rows overwritten before it is the *tail*.
-
-    :param arena: the bytes to store in, shape ``(rows * n_envs * frame_bytes,)``
-    :param rows: rows of the ring
-    :param n_envs: transitions in a row
-    :param n_stack: frames in an observation, oldest first
+    :param ring: where they are stored, shape ``(n_slots, n_envs, ...)``
+    :param pending: room for the next observation of the newest step of each env, shape ``(n_envs, ...)``
     """
 
-    VIEW = "frames"
-    NUMBERS = ("oldest", "tail_start")
-    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "newest_age", "shifted", "tail")
-    ASIDES = (*TransitionStore.ASIDES, "history")
-
-    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, n_stack: int):
-        super().__init__(arena, rows, n_envs)
-        self.n_stack = n_stack
-        self.frames = self._view_of_arena()  # [rows, n_envs, frame_bytes]
-        # age[r, e]: how many rows before row r hold frames of its stack (n_stack - 1: all of its older frames),
-        # those that were overwritten since included
-        self.age = np.zeros((rows, n_envs), dtype=np.int16)
-        self.oldest = 0
-        self.history = Asides()
-        # The older frames of the oldest row's stack, if its age is not zero: a ring of shape
-        # [n_stack - 1, n_envs, frame_bytes] that begins at tail_start
-        self.tail = np.zeros((n_stack - 1, n_envs, self.frames.shape[2]), dtype=np.uint8)
-        self.tail_start = 0
-        self.newest_age = [0] * n_envs
-        # shifted[e]: `pending` is the newest row's stack, moved on by one frame
-        self.shifted = [False] * n_envs
-        self.offsets = np.arange(1 - n_stack, 1)
-
-    def row_arrays(self) -> dict[str, np.ndarray]:
-        return dict(observations=self.frames, linked=self.linked, age=self.age)
-
-    def _view_of_arena(self) -> np.ndarray:
-        return self.arena.reshape(self.rows, self.n_envs, -1)
+    def __init__(self, ring: np.ndarray, pending: np.ndarray):
+        self.ring, self.pending = ring, pending
+        self.newest, self.size = -1, 0  # slot of the newest step; slots in use
+        # is_open[e]: the newest step of env e did not end its episode
+        self.is_open = np.zeros(len(pending), dtype=bool)
+        # is_linked[s, e]: the next observation of slot s is the observation of slot s + 1
+        self.is_linked = np.zeros(ring.shape[:2], dtype=bool)
+        # By slot and env, next observations that are not linked
+        self.extra_next: dict[tuple[int, int], np.ndarray] = {}
 
     @property
-    def pending_stacks(self) -> np.ndarray:
-        """the observations expected next, shape ``(n_envs, n_stack, frame_bytes)``"""
-        return self.pending_bytes.reshape(self.n_envs, self.n_stack, -1)
+    def extra_bytes(self) -> int:
+        """bytes kept beside the ring"""
+        return sum(array.nbytes for array in self.extra_next.values())
 
-    def evict(self, row: int) -> None:
-        super().evict(row)
-        self.oldest = (row + 1) % self.rows
-        if self.n_stack == 1:
-            return
-        for env, history in self.history.pop_row(row).items():
-            stack = np.concatenate((self.tail[:, env], self.frames[row, env : env + 1]))
-            self._unpack_history(history, stack)
-            self.tail[:, env] = np.roll(stack[:-1], self.tail_start, axis=0)
-        # The next row's stack is this one's, moved on by this row's frame
-        self.tail[self.tail_start] = self.frames[row]
-        self.tail_start = (self.tail_start + 1) % (self.n_stack - 1)
+    def slots(self, ages: np.ndarray) -> np.ndarray:
+        """
+        :param ages: of steps
+        :return: where they are in the ring, same shape
+        """
+        return (self.newest - ages) % len(self.ring)
 
-    def add(
-        self,
-        row: int,
-        follows: list[bool],
-        obs: np.ndarray,
-        next_obs: np.ndarray,
-        resets: dict[int, np.ndarray],
-        done: list[bool],
-    ) -> None:
+    def has_next(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
-        :param row: the row to write
-        :param follows: for each env, whether the row before is held and ``obs`` is what was expected after it
-        :param obs: what ``continues()`` was asked about
-        :param next_obs: the next observations, sorted like that or not
-        :param resets: of envs where an episode ended, the next one's first observation, if known
-        :param done: for each env, whether the episode ended
+        :param ages: of steps
+        :param envs: same shape
+        :return: whether the step after each of them goes on from it, same shape
         """
-        n_new = obs.shape[2] // self.n_stack
-        next_obs = sort_bytes(next_obs, self.n_places)
-        self.frames[row].reshape(self.n_envs, n_new, -1)[...] = obs[:, :, -n_new:].transpose(0, 2, 1)
-        for env in range(self.n_envs):
-            if follows[env] and self.shifted[env]:
-                self.newest_age[env] = min(self.newest_age[env] + 1, self.n_stack - 1)
-            elif self.n_stack > 1:
-                self.newest_age[env] = 0
-                self.history[row, env] = self._history_of(self._frame_by_frame(obs[env]))
-            self.age[row, env] = self.newest_age[env]
-            self.linked[row, env] = False
-            expected = next_obs[env].tobytes()
-            shifted = self.n_stack == 1 or moved_on(obs[env], expected, n_new)
-            if done[env]:
-                self.successor[row, env] = self._frame_by_frame(next_obs[env])[-1 if shifted else 0 :].copy()
-            self.pending[env] = sort_bytes(resets[env], self.n_places).tobytes() if env in resets else expected
-            self.open[env] = not done[env]
-            self.shifted[env] = shifted and not done[env]
+        return self.is_linked[self.slots(ages), envs]
 
-    def observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+    def _advance(self, continues: np.ndarray) -> int:
         """
-        :param rows: shape ``(batch_size,)``
-        :param envs: shape ``(batch_size,)``
-        :return: bytes of the observations, shape ``(batch_size, n_stack, frame_bytes)``
-        """
-        slots = (rows[:, None] + self.offsets) % self.rows * self.n_envs + envs[:, None]  # [batch_size, n_stack]
-        # take() copies a frame at a time, several times faster than indexing with an array
-        stacks = self.frames.reshape(self.rows * self.n_envs, -1).take(slots, axis=0)
-        self._fill_history(stacks, rows, envs)
-        return stacks
+        Settle where the next observations of the newest step are, and free a slot.
 
-    def next_observations(self, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        :param continues: for each env, whether the step to be added starts from the next observation of the newest one
+        :return: the slot to write
         """
-        :param rows: shape ``(batch_size,)``
-        :param envs: shape ``(batch_size,)``
-        :return: bytes of the next observations, shape ``(batch_size, n_stack, frame_bytes)``
-        """
-        linked = self.linked[rows, envs]
-        stacks = self.observations((rows + linked) % self.rows, envs)
-        for i in (~linked).nonzero()[0]:
-            self._to_successor(stacks[i], int(rows[i]), int(envs[i]))
-        return stacks
-
-    def drain(self, n_rows: int, chunk: int) -> Iterator[tuple[int, np.ndarray, list[tuple[int, int]], np.ndarray]]:
-        """
-        Read everything once, in ascending order: a row may be overwritten as soon as it was handed out.
-
-        :param n_rows: rows that hold transitions
-        :param chunk: rows to read at a time
-        :return: first row of the chunk; its observations, shape ``(n, n_envs, n_stack, frame_bytes)``;
-            which (row, env) have a successor aside; their next observations, shape ``(m, n_stack, frame_bytes)``
-        """
-        before = self.frames[np.arange(1 - self.n_stack, 0) % self.rows]  # [n_stack - 1, n_envs, frame_bytes]
-        for first in range(0, n_rows, chunk):
-            rows = np.arange(first, min(first + chunk, n_rows))
-            frames = np.concatenate((before, self.frames[rows]))  # [n_stack - 1 + n, n_envs, frame_bytes]
-            before = frames[len(rows) :].copy()
-            stacks = np.stack([frames[i : i + len(rows)] for i in range(self.n_stack)], axis=2)
-            flat = stacks.reshape(len(rows) * self.n_envs, self.n_stack, -1)
-            self._fill_history(flat, rows.repeat(self.n_envs), np.tile(np.arange(self.n_envs), len(rows)))
-            keys = [(row, env) for row in rows.tolist() for env in self.successor.row(row)]
-            successors = np.stack([stacks[row - first, env] for row, env in keys]) if keys else flat[:0]
-            for stack, key in zip(successors, keys, strict=True):
-                self._to_successor(stack, *key)
-            yield first, stacks, keys, successors
-
-    def _frame_by_frame(self, stack: np.ndarray) -> np.ndarray:
-        """:return: shape [n_stack, frame_bytes], of a stack as it lies in memory"""
-        return stack.T.reshape(self.n_stack, -1)
-
-    def _history_of(self, stack: np.ndarray) -> np.ndarray:
-        """The older frames of a stack, less those in front that only repeat the one after them (padding)."""
-        first = 0
-        while first < self.n_stack - 1 and np.array_equal(stack[first], stack[first + 1]):
-            first += 1
-        return stack[first:-1].copy()
-
-    def _unpack_history(self, history: np.ndarray, frames: np.ndarray) -> None:
-        """
-        :param history: what ``_history_of`` returned for a row
-        :param frames: that row's frame, and before it room for the frames to write there, at most ``n_stack - 1``
-        """
-        n_missing = len(frames) - 1
-        n_kept = min(len(history), n_missing)
-        frames[n_missing - n_kept : n_missing] = history[len(history) - n_kept :]
-        frames[: n_missing - n_kept] = frames[n_missing - n_kept]
-
-    def _fill_history(self, stacks: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
-        """Write the frames that the rows before do not hold into stacks of shape [batch_size, n_stack, frame_bytes]."""
-        if self.n_stack == 1:
-            return
-        held = (rows - self.oldest) % self.rows  # rows before it that are held, [batch_size]
-        ages = self.age[rows, envs]
-        for i in (np.minimum(ages, held) < self.n_stack - 1).nonzero()[0].tolist():
-            row, env, age = int(rows[i]), int(envs[i]), int(ages[i])
-            if age > held[i]:
-                n_missing = self.n_stack - 1 - int(held[i])
-                stacks[i, :n_missing] = np.roll(self.tail[:, env], -self.tail_start, axis=0)[held[i] :]
+        for env in self.is_open.nonzero()[0].tolist():
+            if continues[env]:
+                self.is_linked[self.newest, env] = True
             else:
-                self._unpack_history(self.history.row((row - age) % self.rows)[env], stacks[i, : self.n_stack - age])
+                self.extra_next[self.newest, env] = self._pending_of(env)
+        self.newest = (self.newest + 1) % len(self.ring)
+        self.size = min(self.size + 1, len(self.ring))
+        self.is_linked[self.newest] = False
+        for env in range(len(self.pending)):
+            self.extra_next.pop((self.newest, env), None)
+        return self.newest
 
-    def _to_successor(self, stack: np.ndarray, row: int, env: int) -> None:
-        """Turn the observation of a row, shape [n_stack, frame_bytes], into its next observation, in place."""
-        successor = self.successor.row(row).get(env)
-        if successor is None:
-            stack[:] = self.pending_stacks[env]  # the newest row
-        else:
-            # One frame, or the whole stack where it is not the last one moved on by a frame
-            stack[: -len(successor)] = stack[len(successor) :]
-            stack[-len(successor) :] = successor
-
-    def _pending_successor(self, env: int) -> np.ndarray:
-        return self.pending_stacks[env, -1 if self.shifted[env] else 0 :].copy()
+    @abstractmethod
+    def _pending_of(self, env: int) -> np.ndarray:
+        """:return: what to keep of the next observation of the newest step"""
 
 
-class LatentStore(TransitionStore):
+def is_shifted_stack(stack: np.ndarray, next_stack: np.ndarray) -> bool:
     """
-    Observations as latents: K * N latents each, already encoded.
+    :param stack: frames, the newest last, shape ``(n_stack, frame_bytes)``
+    :param next_stack: same shape
+    :return: whether the next stack is the first one without its oldest frame, and with a new one
+    """
+    return stack[1:].tobytes() == next_stack[:-1].tobytes()  # faster than to compare arrays
 
-    :param arena: the bytes to store in; those past the last whole record stay unused
-    :param rows: rows of the ring
-    :param n_envs: transitions in a row
+
+def older_frames(stack: np.ndarray) -> np.ndarray:
+    """
+    :param stack: frames, the newest last, shape ``(n_stack, frame_bytes)``
+    :return: a copy of all but the newest, without padding: the first frames that repeat the one after them
+    """
+    first = 0
+    while first < len(stack) - 1 and np.array_equal(stack[first], stack[first + 1]):
+        first += 1
+    return stack[first:-1].copy()
+
+
+class ImageStore(ObservationStore):
+    """
+    Observations as images: of each the newest frame; its older frames are those of the slots before.
+
+    A stack that they do not make up (the first of an episode) has its older frames kept beside the ring, and the stacks
+    just after it are rebuilt with them. The ring has ``n_stack - 1`` spare slots, for the older frames of the oldest step.
+
+    :param arena: shape ``((n_rows + n_stack - 1) * n_envs * frame_bytes,)``
+    :param n_rows: steps to hold
+    :param n_envs: observations in a step
+    :param n_stack: frames in an observation, the newest last
+    """
+
+    def __init__(self, arena: np.ndarray, n_rows: int, n_envs: int, n_stack: int):
+        ring = arena.reshape(n_rows + n_stack - 1, n_envs, -1)  # [n_slots, n_envs, frame_bytes]
+        super().__init__(ring, np.zeros((n_envs, n_stack, ring.shape[2]), dtype=np.uint8))
+        self.n_stack = n_stack
+        # n_before[s, e]: how many slots before s hold older frames of its stack
+        self.n_before = np.zeros(ring.shape[:2], dtype=np.int16)
+        # is_shifted[e]: `pending` is the newest stack shifted by a frame
+        self.is_shifted = np.zeros(n_envs, dtype=bool)
+        # By slot and env, older frames that are not in the slots before
+        self.extra_frames: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def extra_bytes(self) -> int:
+        """bytes kept beside the ring"""
+        return super().extra_bytes + sum(frames.nbytes for frames in self.extra_frames.values())
+
+    def add(self, obs: np.ndarray, next_obs: np.ndarray, done: np.ndarray, continues: np.ndarray) -> None:
+        """
+        Add a step of every env.
+
+        :param obs: observations, shape ``(n_envs, n_stack, frame_bytes)``
+        :param next_obs: next observations, same shape
+        :param done: whether the episode ended, shape ``(n_envs,)``
+        :param continues: whether ``obs`` is the next observation of the newest step, shape ``(n_envs,)``
+        """
+        before = self.newest
+        slot = self._advance(continues)
+        self.ring[slot] = obs[:, -1]
+        for env in range(len(obs)):
+            self.extra_frames.pop((slot, env), None)
+            if continues[env] and self.is_shifted[env]:
+                self.n_before[slot, env] = min(self.n_before[before, env] + 1, self.n_stack - 1)
+            else:
+                self.n_before[slot, env] = 0
+                if self.n_stack > 1:
+                    self.extra_frames[slot, env] = older_frames(obs[env])
+            self.is_shifted[env] = is_shifted_stack(obs[env], next_obs[env])
+        self.pending[:], self.is_open = next_obs, ~done
+        for env in done.nonzero()[0].tolist():
+            self.extra_next[slot, env] = self._pending_of(env)
+
+    def observations(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param ages: of steps, shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :return: bytes of their observations, shape ``(batch_size, n_stack, frame_bytes)``
+        """
+        n_slots, n_envs, _ = self.ring.shape
+        slots = self.slots(ages)
+        frames = (slots[:, None] + np.arange(1 - self.n_stack, 1)) % n_slots * n_envs + envs[:, None]  # [batch_size, n_stack]
+        # take() copies a frame at a time, several times faster than indexing with an array
+        stacks = self.ring.reshape(n_slots * n_envs, -1).take(frames, axis=0)
+        n_before = self.n_before[slots, envs]
+        for i in (n_before < self.n_stack - 1).nonzero()[0].tolist():
+            extra = self.extra_frames[int(slots[i] - n_before[i]) % n_slots, int(envs[i])]
+            # What the slots before and the extra frames leave open was padding: repetitions of the frame after it
+            end = self.n_stack - 1 - int(n_before[i])
+            start = max(end - len(extra), 0)
+            stacks[i, start:end] = extra[len(extra) - (end - start) :]
+            stacks[i, :start] = stacks[i, start]
+        return stacks
+
+    def next_observations(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param ages: of steps, shape ``(batch_size,)``
+        :param envs: shape ``(batch_size,)``
+        :return: bytes of their next observations, shape ``(batch_size, n_stack, frame_bytes)``
+        """
+        has_next, slots = self.has_next(ages, envs), self.slots(ages)
+        stacks = self.observations(ages - has_next, envs)
+        for i in (~has_next).nonzero()[0].tolist():
+            env = int(envs[i])
+            extra = self.extra_next.get((int(slots[i]), env), self.pending[env])
+            # One frame where it is the observation shifted by a frame, otherwise the whole stack
+            stacks[i, : -len(extra)] = stacks[i, len(extra) :]
+            stacks[i, -len(extra) :] = extra
+        return stacks
+
+    def _pending_of(self, env: int) -> np.ndarray:
+        return self.pending[env, -1 if self.is_shifted[env] else 0 :].copy()
+
+
+class LatentStore(ObservationStore):
+    """
+    Observations as latents: K * N each.
+
+    :param arena: bytes to store in; those past the last whole record stay unused
+    :param n_rows: steps to hold
+    :param n_envs: observations in a step
     :param dtype: of the stored numbers
     :param shape: (K, N, L)
     """
 
-    VIEW = "records"
-    ENV_ARRAYS = (*TransitionStore.ENV_ARRAYS, "pending_latents")
+    def __init__(self, arena: np.ndarray, n_rows: int, n_envs: int, dtype: str, shape: tuple[int, int, int]):
+        n_bytes = n_rows * n_envs * int(np.prod(shape)) * np.dtype(dtype).itemsize
+        super().__init__(
+            arena[:n_bytes].view(dtype).reshape(n_rows, n_envs, *shape),  # [n_slots, n_envs, K, N, L]
+            np.zeros((n_envs, *shape), dtype=dtype),
+        )
 
-    def __init__(self, arena: np.ndarray, rows: int, n_envs: int, dtype: str, shape: tuple[int, int, int]):
-        super().__init__(arena, rows, n_envs)
-        self.dtype = np.dtype(dtype)
-        self.shape = shape
-        self.records = self._view_of_arena()  # [rows, n_envs, K, N, L]
-        # Stored latents of `pending`
-        self.pending_latents = np.zeros((n_envs, *shape), dtype=self.dtype)
-
-    def row_arrays(self) -> dict[str, np.ndarray]:
-        return dict(observations=self.records, linked=self.linked)
-
-    def _view_of_arena(self) -> np.ndarray:
-        n_bytes = self.rows * self.n_envs * int(np.prod(self.shape)) * self.dtype.itemsize
-        return self.arena[:n_bytes].view(self.dtype).reshape(self.rows, self.n_envs, *self.shape)
-
-    def add(
-        self,
-        row: int,
-        latents: np.ndarray,
-        next_latents: np.ndarray,
-        pending: np.ndarray,
-        pending_latents: np.ndarray,
-        done: list[bool],
-    ) -> None:
+    def add(self, latents: np.ndarray, next_latents: np.ndarray, done: np.ndarray, continues: np.ndarray) -> None:
         """
-        :param row: the row to write
+        Add a step of every env.
+
         :param latents: of the observations, shape ``(n_envs, K, N, L)``
         :param next_latents: of the next observations, same shape
-        :param pending: the observations expected next, sorted like what ``continues()`` was asked about
-        :param pending_latents: of those, shape ``(n_envs, K, N, L)``
-        :param done: for each env, whether the episode ended
+        :param done: whether the episode ended, shape ``(n_envs,)``
+        :param continues: whether the observations are the next ones of the newest step, shape ``(n_envs,)``
         """
-        self.records[row] = latents
-        self.linked[row] = False
-        for env in range(self.n_envs):
-            if done[env]:
-                self.successor[row, env] = next_latents[env].copy()
-        self.pending, self.pending_latents = [stack.tobytes() for stack in pending], pending_latents
-        self.open = [not ended for ended in done]
+        slot = self._advance(continues)
+        self.ring[slot] = latents
+        self.pending, self.is_open = next_latents, ~done
+        for env in done.nonzero()[0].tolist():
+            self.extra_next[slot, env] = self._pending_of(env)
 
-    def latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    def latents(self, ages: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
-        :param rows: shape ``(batch_size,)``
+        :param ages: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :param copies: which of the K augmented copies, shape ``(batch_size,)``
-        :return: stored latents of the observations, shape ``(batch_size, N, L)``
+        :return: stored latents of their observations, shape ``(batch_size, N, L)``
         """
-        n_copies = self.shape[0]
-        slots = (rows * self.n_envs + envs) * n_copies + copies  # [batch_size]
-        return self.records.reshape(-1, *self.shape[1:]).take(slots, axis=0)
+        _, n_envs, n_copies, *shape = self.ring.shape
+        records = (self.slots(ages) * n_envs + envs) * n_copies + copies  # [batch_size]
+        return self.ring.reshape(-1, *shape).take(records, axis=0)
 
-    def next_latents(self, rows: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    def next_latents(self, ages: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
-        :param rows: shape ``(batch_size,)``
+        :param ages: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :param copies: which of the K augmented copies, shape ``(batch_size,)``
-        :return: stored latents of the next observations, shape ``(batch_size, N, L)``
+        :return: stored latents of their next observations, shape ``(batch_size, N, L)``
         """
-        linked = self.linked[rows, envs]
-        latents = self.latents((rows + linked) % self.rows, envs, copies)
-        for i in (~linked).nonzero()[0]:
-            row, env = int(rows[i]), int(envs[i])
-            latents[i] = self.successor.row(row).get(env, self.pending_latents[env])[copies[i]]
+        has_next, slots = self.has_next(ages, envs), self.slots(ages)
+        latents = self.latents(ages - has_next, envs, copies)
+        for i in (~has_next).nonzero()[0].tolist():
+            env = int(envs[i])
+            latents[i] = self.extra_next.get((int(slots[i]), env), self.pending[env])[copies[i]]
         return latents
 
-    def move_to_end(self, first: int, end: int) -> None:
-        """
-        Move the records of a block of rows to the end of the ring, in place.
+    def _pending_of(self, env: int) -> np.ndarray:
+        return self.pending[env].copy()
 
-        :param first: first row of the block
-        :param end: row after its last
-        """
-        records, gap = self.records, self.rows - end
-        # Last rows first, so that none is overwritten before it was moved; a megabyte or so at a time
-        chunk = 1 + 2**20 // records[0].nbytes
-        for stop in range(end, first, -chunk):
-            start = max(stop - chunk, first)
-            records[start + gap : stop + gap] = records[start:stop].copy()
 
-    def _pending_successor(self, env: int) -> np.ndarray:
-        return self.pending_latents[env].copy()
+def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, encode: Encode, chunk: int) -> None:
+    """
+    Overwrite images with their latents, a chunk at a time, and open the ring after the newest step.
+
+    :param images: what is stored
+    :param latents: an empty store in the same arena; a step of it takes at most the bytes of a step of images
+    :param n_rows: steps to convert, the newest ones
+    :param encode: turns bytes of images, shape ``(batch_size, n_stack, frame_bytes)``, into stored latents, shape
+        ``(batch_size, K, N, L)``
+    :param chunk: steps to read at a time
+    """
+    n_envs = images.ring.shape[1]
+    ages = np.arange(n_rows)
+    ages = ages[np.argsort(images.slots(ages))]  # in the order of the slots
+    n_newer = int((images.slots(ages) <= images.newest).sum())  # slots up to the newest step
+    latents.newest, latents.size = n_newer - 1, n_rows
+    latents.is_linked[latents.slots(ages)] = images.is_linked[images.slots(ages)]
+
+    # First the few observations without a slot, while all their other frames are there
+    latents.pending, latents.is_open = encode(images.pending), images.is_open
+    keys = np.array([((images.newest - slot) % len(images.ring), env) for slot, env in images.extra_next]).reshape(-1, 2)
+    keys = keys[keys[:, 0] < n_rows]  # ages and envs
+    for some in np.split(keys, range(chunk, len(keys), chunk)) if len(keys) else []:
+        encoded = encode(images.next_observations(some[:, 0], some[:, 1]))
+        for slot, env, values in zip(latents.slots(some[:, 0]).tolist(), some[:, 1].tolist(), encoded, strict=True):
+            latents.extra_next[slot, env] = values.copy()
+
+    chunk = max(chunk, images.n_stack - 1)
+
+    def read() -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(0, n_rows + chunk, chunk):  # the last one is empty
+            some = ages[first : first + chunk]
+            yield first, images.observations(some.repeat(n_envs), np.tile(np.arange(n_envs), len(some)))
+
+    with tqdm(total=n_rows * n_envs, desc="images to latents", delay=2) as bar:
+        # Record i lies within the first i + 1 slots. The older frames of a stack are up to n_stack - 1 slots before its own:
+        # a chunk is written when the next one has been read
+        for (first, stacks), _ in pairwise(read()):
+            encoded = encode(stacks).reshape(-1, *latents.ring.shape[1:])
+            latents.ring[first : first + len(encoded)] = encoded
+            bar.update(len(stacks))
+
+    gap, step = len(latents.ring) - n_rows, 1 + 2**20 // latents.ring[0].nbytes
+    # The older steps move to the end of the ring. Last ones first, so that none is overwritten before it was moved
+    for stop in range(n_rows, n_newer, -step):
+        start = max(stop - step, n_newer)
+        latents.ring[start + gap : stop + gap] = latents.ring[start:stop].copy()

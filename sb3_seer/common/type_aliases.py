@@ -1,4 +1,4 @@
-"""Types shared by the replay buffer (which stores latents) and the networks (which read them)."""
+"""Types shared by the replay buffer, which stores latents, and the networks, which read them."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,28 +13,27 @@ Observations = np.ndarray | dict[str, np.ndarray]
 @dataclass(frozen=True)
 class Latents:
     """
-    A batch of stored latents, tagged so that a network never has to guess from a shape
-    whether it was given images or latents.
+    A batch of latents, tagged so that a network need not guess from a shape whether it was given images or latents.
 
     :param values: float32 tensor of shape ``(batch_size, N, L)``: N networks with a latent
         of their own, L numbers in a latent
-    :param others: of ``Dict`` observations, what is no image, by key
+    :param vector_obs: of ``Dict`` observations, the keys without images
     """
 
     values: th.Tensor
-    others: TensorDict = field(default_factory=dict)
+    vector_obs: TensorDict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def detach(self) -> "Latents":
-        """:return: the same latents, cut off from the graph that computed them"""
-        return Latents(self.values.detach(), self.others)
+        """:return: the same latents without the graph that computed them"""
+        return Latents(self.values.detach(), self.vector_obs)
 
 
 class LatentEncoder(Protocol):
     """
-    What a :class:`~sb3_seer.common.replay.LatentReplayBuffer` needs to know of the policy.
+    The part of a policy that a :class:`~sb3_seer.common.replay.LatentReplayBuffer` calls.
     """
 
     @property
@@ -44,7 +43,13 @@ class LatentEncoder(Protocol):
     def center_crop(self, images: PyTorchObs) -> PyTorchObs:
         """
         :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-        :return: what the encoder sees of them where nothing is augmented
+        :return: the middle of images that are larger than the encoder takes
+        """
+
+    def cache_latents(self, observations: PyTorchObs, latents: th.Tensor) -> None:
+        """
+        :param observations: images that are acted on next, shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
+        :param latents: of their middle, shape ``(n_envs, N, L)``
         """
 
     def encode(self, images: PyTorchObs) -> th.Tensor:
@@ -54,4 +59,4 @@ class LatentEncoder(Protocol):
         """
 
     def encoder_fingerprint(self) -> str:
-        """a short hash of everything that decides the value of a latent"""
+        """:return: a short hash of everything that decides the value of a latent"""

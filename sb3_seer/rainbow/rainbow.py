@@ -9,12 +9,11 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
-from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
-from sb3_seer.common.prioritized import PrioritizedReplayBuffer
+from sb3_seer.common.observations import find_n_stack
+from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.process import zero_subnormals
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.utils import find_n_stack
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
 
@@ -238,7 +237,7 @@ class Rainbow(WeightedUpdates, DQN):
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         replay_buffer: Any = self.replay_buffer
         if is_prioritized(replay_buffer):
-            replay_buffer.progress_remaining = self._current_progress_remaining
+            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)

@@ -117,7 +117,7 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             # In one call, so that the images become floats once
             both = self._encode(next_observations, [*self.encoder_networks, *self.target_networks])
         n = len(self.encoder_networks)
-        return latents, Latents(both.values[:, :n], both.others), Latents(both.values[:, n:], both.others)
+        return latents, Latents(both.values[:, :n], both.vector_obs), Latents(both.values[:, n:], both.vector_obs)
 
 
 class CnnPolicy(SEERSACPolicy, SB3CnnPolicy):
