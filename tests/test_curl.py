@@ -438,6 +438,7 @@ def test_what_is_not_allowed_is_refused(kwargs, message):
         make_model(**kwargs)
 
 
+@pytest.mark.slow
 def test_learns_through_the_freeze():
     model = make_model(
         buffer_size=1000, freeze_after=700, learning_starts=100, learning_rate=1e-3, batch_size=32, gamma=0.5,

@@ -476,6 +476,7 @@ def test_training_from_latents_equals_training_from_images_through_the_frozen_en
         th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_learns_what_needs_both_an_image_and_a_vector():
     """An episode is worth 10 to an agent that sees both, 5 to one that sees no vector, 2.5 to one that sees no image."""
     model = SEERDQN(

@@ -40,6 +40,7 @@ def mean_return(model, env) -> float:
     return evaluate_policy(model, env, n_eval_episodes=20)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent_dtype", ["float32", "uint8"])
 @pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN])
 def test_learns_through_the_freeze(algorithm, latent_dtype):

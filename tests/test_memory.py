@@ -35,6 +35,7 @@ def test_buffers_are_fed_what_sb3_stores() -> None:
         assert step.done[0] or np.array_equal(after.obs, step.next_obs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, transitions, image, frame, latents",
     [("alien", 100, 4 * 84 * 84, 84 * 84, 576), ("walker", 10, 9 * 100 * 100, 3 * 100 * 100, 4 * 2 * 50)],

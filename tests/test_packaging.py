@@ -161,6 +161,7 @@ except ModuleNotFoundError as error:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_broken_installation_breaks_no_interpreter_and_no_rl_zoo(wheel: Path, tmp_path: Path) -> None:
     venv = Venv(tmp_path / "venv", wheel)
     code = "import rl_zoo3.exp_manager; print('sac' in rl_zoo3.ALGOS, 'sac_seer' in rl_zoo3.ALGOS)"

@@ -566,6 +566,7 @@ def mean_return(model, env: gym.Env) -> float:
     return evaluate_policy(model, env, n_eval_episodes=20)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm, policy, kwargs",
     [

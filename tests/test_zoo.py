@@ -265,6 +265,7 @@ def test_track_gives_the_run_to_wandb(zoo: Callable[..., None], monkeypatch: pyt
     assert list(Path("runs").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sac_seer", "qrdqn_seer"])
 def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None]) -> None:
     study_arguments = ("--storage", "study.log", "--study-name", "study")
