@@ -1,5 +1,6 @@
 """Bad input: one clear ValueError at construction, which names the parameter, what was given and what is allowed."""
 
+import re
 import warnings
 from functools import partial
 
@@ -8,8 +9,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import (
     VecEnvWrapper,
     VecExtractDictObs,
@@ -18,7 +20,16 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, PrioritizedReplayBuffer
+from sb3_seer import (
+    SEERCURL,
+    SEERDQN,
+    SEERQRDQN,
+    SEERSAC,
+    DataEfficientCNN,
+    FreezeEncoderCallback,
+    PixelEncoder,
+    PrioritizedReplayBuffer,
+)
 from tests.helpers import LightEnv, TinyEncoder, make_model
 
 
@@ -51,12 +62,22 @@ class ToFloats(th.nn.Module):
         (dict(augmentation=["random_crop"]), "`augmentation` must be one of"),
         (dict(augmentation=ToFloats()), "`augmentation` must return images of dtype torch.uint8, got torch.float32"),
         (dict(augmentation=th.nn.ZeroPad2d(2)), "`augmentation` must return .*up to 16, up to 16.*got .*20, 20"),
-        (dict(latent_dtype="uint8", freeze_after=0), "uint8.*freeze_after=0"),
+        (dict(latent_dtype="uint8", freeze_after=0), "`latent_dtype` must be .* with freeze_after=0, got .uint8"),
         (dict(max_latent_buffer_size=10), "max_latent_buffer_size.*10"),
         (dict(max_latent_buffer_size="large"), "max_latent_buffer_size.*large"),
-        (dict(replay_buffer_class="HerReplayBuffer"), "replay_buffer_class must be LatentReplayBuffer .*HerReplayBuffer"),
-        (dict(replay_buffer_class=HerReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not HerReplayBuffer"),
-        (dict(replay_buffer_class=ReplayBuffer), "replay_buffer_class must be LatentReplayBuffer .*not ReplayBuffer"),
+        (dict(replay_buffer_class="HerReplayBuffer"), "replay_buffer_class` must be LatentReplayBuffer, .*HerReplayBuffer"),
+        (
+            dict(replay_buffer_class=HerReplayBuffer),
+            "replay_buffer_class` must be LatentReplayBuffer, .*got HerReplayBuffer. For hindsight",
+        ),
+        (dict(replay_buffer_class=ReplayBuffer), "replay_buffer_class` must be LatentReplayBuffer, .*got ReplayBuffer"),
+        (dict(replay_buffer_class=NStepReplayBuffer), r"got NStepReplayBuffer\. For n-step returns, set n_steps"),
+        (dict(replay_buffer_class=PrioritizedReplayBuffer), r"got PrioritizedReplayBuffer\. .*dict\(prioritized=True\)"),
+        (dict(batch_size_after_freeze=0), "`batch_size_after_freeze` must be None or an int >= 1, got 0"),
+        (dict(batch_size_after_freeze=-1), "`batch_size_after_freeze` must be None or an int >= 1, got -1"),
+        (dict(batch_size_after_freeze=True), "`batch_size_after_freeze` must be None or an int >= 1, got True"),
+        (dict(gradient_steps_after_freeze=0), "`gradient_steps_after_freeze` must be None, an int >= 1 or -1, got 0"),
+        (dict(gradient_steps_after_freeze=1.5), "`gradient_steps_after_freeze` must be None, an int >= 1 or -1, got 1.5"),
     ],
 )
 def test_parameters(algorithm, kwargs, message):
@@ -81,6 +102,19 @@ def test_a_latent_larger_than_the_image_says_what_would_change_it():
         )  # fmt: skip
     for part in ("800", "256", "1,000", "320", "'float16'", "640", "'uint8'", "1,280"):
         assert part in str(error.value), part
+
+
+@pytest.mark.parametrize(
+    "extractor, size, kwargs, remedy",
+    [
+        (NatureCNN, 40, dict(), "dict(features_dim=400)) holds 100."),
+        (PixelEncoder, 15, dict(latent_dim=60), "dict(latent_dim=56)) holds 100."),
+        (DataEfficientCNN, 25, dict(freeze_at="conv1"), "latent_dtype='uint8' holds 78."),  # which has no such argument
+    ],
+)
+def test_small_grey_images_get_the_remedy_of_their_extractor(extractor, size, kwargs, remedy):
+    with pytest.raises(ValueError, match=re.escape(remedy) + "$"):
+        make_model(SEERDQN, extractor, size=size, buffer_size=100, policy_kwargs=dict(features_extractor_kwargs=kwargs))
 
 
 def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
@@ -114,7 +148,7 @@ def test_wrappers_that_change_images_outside_of_vec_normalize(wrapper):
             self.observation_space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
 
     env = wrapper(VecNormalize(make_vec_env(WideEnv), norm_obs=False))
-    with pytest.raises(ValueError, match=r"images of \(16, 16, 3\), not yet of \([36], 16, 16\)"):
+    with pytest.raises(ValueError, match=r"must wrap images of \([36], 16, 16\), got \(16, 16, 3\)"):
         SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
 
 
@@ -125,7 +159,7 @@ def test_a_wrapper_that_takes_an_image_out_of_a_dict_outside_of_vec_normalize():
             self.observation_space = spaces.Dict(camera=self.observation_space)
 
     env = VecExtractDictObs(VecNormalize(make_vec_env(CameraEnv), norm_obs=False), "camera")
-    with pytest.raises(ValueError, match=r"images of (\(.+\)) under 'camera', not yet of \1: give VecNormalize an env"):
+    with pytest.raises(ValueError, match=r"must wrap images of (\(.+\)), got \1 under 'camera'"):
         SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
 
 

@@ -1,18 +1,20 @@
 """When the encoder is frozen, and that everything around it works as in SB3."""
 
 import csv
+import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, LatentReplayBuffer
+from sb3_seer.common.flops import FlopsFormula
 from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, make_model
 
 
@@ -117,7 +119,7 @@ def test_callbacks_of_every_kind_are_kept(tmp_path):
 def test_callback_needs_a_seer_algorithm():
     from stable_baselines3 import DQN
 
-    with pytest.raises(ValueError, match="SEERSAC, not DQN"):
+    with pytest.raises(ValueError, match="SEERSAC, got DQN"):
         DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).learn(1, callback=FreezeEncoderCallback())
 
 
@@ -264,3 +266,111 @@ def test_without_images_it_says_so_once_and_trains():
         model.learn(30)
     assert len([w for w in record if "no encoder" in str(w.message)]) == 1
     assert not model.encoder_frozen
+
+
+# ---- other settings after the freeze ----
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_batches_and_gradient_steps_of_their_own_after_the_freeze(algorithm):
+    model = make_model(algorithm, freeze_after=40, batch_size_after_freeze=16, gradient_steps_after_freeze=3)
+    sizes = []
+    sample = model.replay_buffer.sample
+    model.replay_buffer.sample = lambda batch_size, **kwargs: sizes.append(batch_size) or sample(batch_size, **kwargs)
+    model.learn(60)
+    # Learning starts after step 10. The encoder is frozen within step 40
+    assert sizes == 29 * [8] + 21 * 3 * [16]
+    assert model._n_updates == 29 + 21 * 3
+    formula = FlopsFormula.of(model)
+    flops = 29 * formula.update(8, frozen=False) + 63 * formula.update(16, frozen=True) + formula.storing(60)
+    assert model.flops_count.flops == flops
+
+
+def test_as_many_gradient_steps_as_steps_after_the_freeze():
+    model = make_model(SEERDQN, freeze_after=40, train_freq=4, gradient_steps=1, gradient_steps_after_freeze=-1)
+    model.learn(60)
+    # After steps 12, 16... 36, then after steps 40, 44... 60
+    assert model._n_updates == 7 + 6 * 4
+
+
+def test_settings_after_the_freeze_are_saved_and_loaded(tmp_path):
+    settings = dict(batch_size_after_freeze=16, gradient_steps_after_freeze=3)
+    model = make_model(SEERDQN, freeze_after=40, **settings)
+    model.learn(30)
+    model.save(tmp_path / "before")
+    model.learn(30, reset_num_timesteps=False)
+    model.save(tmp_path / "after")
+    before = SEERDQN.load(tmp_path / "before", env=model.get_env(), device="cpu")
+    assert (before.batch_size, before.gradient_steps) == (8, 1)
+    before.learn(30, reset_num_timesteps=False)
+    # RL Zoo gives what its YAML file says again
+    after = SEERDQN.load(tmp_path / "after", env=model.get_env(), device="cpu", batch_size=8, gradient_steps=1, **settings)
+    for loaded in (before, after):
+        assert loaded.encoder_frozen and (loaded.batch_size, loaded.gradient_steps) == (16, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
+@pytest.mark.parametrize("kwargs", [dict(batch_size_after_freeze=16), dict(gradient_steps_after_freeze=2)])
+def test_settings_after_the_freeze_are_refused_without_an_encoder(kwargs):
+    with pytest.raises(ValueError, match="_after_freeze` must be None where there is no encoder to freeze, got"):
+        SEERSAC("MlpPolicy", "Pendulum-v1", **kwargs)
+
+
+# ---- habits ----
+
+
+def test_learn_in_a_loop_does_not_freeze_at_once_in_silence():
+    """freeze_after is a fraction of the first, short learn()."""
+    model = make_model(SEERDQN, freeze_after=0.9)
+    model.learn(30)
+    with pytest.warns(
+        UserWarning, match=r"freeze_after=0\.9 is a fraction of each learn\(\).* is frozen already\. .*number of"
+    ):
+        model.learn(30, reset_num_timesteps=False)
+    model = make_model(SEERDQN, freeze_after=0.9)
+    model.learn(30, callback=StopTrainingOnMaxEpisodes(2))
+    with pytest.warns(UserWarning, match="will be frozen at step 47"):
+        model.learn(30, reset_num_timesteps=False)
+    model = make_model(SEERDQN, freeze_after=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            model.learn(30, reset_num_timesteps=False)
+
+
+def test_a_subclass_of_the_buffer_is_allowed(tmp_path):
+    class Mine(LatentReplayBuffer):
+        pass
+
+    model = make_model(SEERDQN, freeze_after=30, replay_buffer_class=Mine)
+    assert type(model.replay_buffer) is Mine
+    model.learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert type(model.replay_buffer) is Mine and model.replay_buffer.stage == "latents"
+
+
+@pytest.mark.parametrize("n_stack", [1, 3])
+def test_attributes_that_look_like_those_of_a_frame_stack_are_not(n_stack):
+    class Tower(LightEnv):
+        """Its images have three channels, and a stack_size that means something else."""
+
+        stack_size = n_stack = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = gym.spaces.Box(0, 255, (3, 16, 16), np.uint8)
+
+        def _draw(self, lamp: int) -> np.ndarray:
+            return self.np_random.integers(0, 256, (3, 16, 16), dtype=np.uint8)
+
+    model = make_model(SEERDQN, env=Tower() if n_stack == 1 else VecFrameStack(DummyVecEnv([Tower]), 3, "first"))
+    assert model.n_stack == n_stack
+
+
+@pytest.mark.parametrize("algorithm", [SEERDQN, SEERQRDQN, SEERSAC])
+def test_n_step_returns_are_no_reason_to_warn(algorithm):
+    """SB3 warns of a replay_buffer_class that it would not give n_steps to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_model(algorithm, n_steps=3).replay_buffer.n_steps == 3

@@ -243,3 +243,57 @@ def test_spaces_are_compared_to_the_last_bound():
     boxes = [spaces.Dict(image=spaces.Box(low, bound)) for bound in (high, high.copy(), other)]
     assert str(boxes[0]) == str(boxes[2])
     assert describe(boxes[0]) == describe(boxes[1]) != describe(boxes[2])
+
+
+def test_latents_of_two_encoders_never_mix(tmp_path):
+    """Weights may also come from the policy's own methods: the next learn() refuses them."""
+    model, other = (make_model(SEERDQN, seed=seed, freeze_after=40).learn(60) for seed in (0, 1))
+    kept = copy.deepcopy(model.policy.state_dict())
+    model.policy.load_state_dict(other.policy.state_dict())
+    with pytest.raises(ValueError, match=r"latents of encoder \w+, but the weights are of encoder \w+\. Call .*reset"):
+        model.learn(20, reset_num_timesteps=False)
+    model.policy.load_state_dict(kept)
+    model.learn(20, reset_num_timesteps=False)
+    # Without latents, another encoder is welcome
+    model.replay_buffer.reset()
+    model.policy.load_state_dict(other.policy.state_dict())
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer.encoder_fingerprint == model.policy.encoder_fingerprint()
+
+
+@pytest.mark.parametrize("latent_dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("total_timesteps", [30, 60])
+def test_a_dropped_buffer_can_be_loaded_again(total_timesteps, latent_dtype, tmp_path):
+    """SB3's users drop a buffer to free its memory."""
+    kwargs = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
+    model = make_model(SEERDQN, freeze_after=40, latent_dtype=latent_dtype, **kwargs).learn(total_timesteps)
+    expected, indices = model.replay_buffer, np.arange(10)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.replay_buffer = None
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert (model.replay_buffer.stage, model.replay_buffer.size()) == (expected.stage, total_timesteps)
+    th.testing.assert_close(model.replay_buffer._get_samples(indices).rewards, expected._get_samples(indices).rewards)
+    del model.replay_buffer
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(30, reset_num_timesteps=False)
+    assert model.encoder_frozen and model.replay_buffer.size() == total_timesteps + 30
+
+
+@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
+def test_a_dropped_buffer_without_images_can_be_loaded_again(tmp_path):
+    model = SEERSAC("MlpPolicy", "Pendulum-v1", buffer_size=100, learning_starts=10, device="cpu").learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    del model.replay_buffer
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.size() == 20
+
+
+def test_the_message_names_the_file_to_move_away(tmp_path):
+    """RL Zoo's -i loads a checkpoint from before the freeze, with the buffer of the end of the training beside it."""
+    model = make_model(SEERDQN, freeze_after=30).learn(20)
+    model.save(tmp_path / "checkpoint")
+    model.learn(20, reset_num_timesteps=False).save_replay_buffer(tmp_path / "replay_buffer.pkl")
+    loaded = SEERDQN.load(tmp_path / "checkpoint", env=model.get_env(), device="cpu")
+    with pytest.raises(ValueError, match=r"replay_buffer\.pkl holds latents .* is not frozen\. .* or move this file away"):
+        loaded.load_replay_buffer(tmp_path / "replay_buffer.pkl")
+    loaded.learn(20, reset_num_timesteps=False)

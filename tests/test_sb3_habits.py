@@ -307,9 +307,12 @@ def test_what_is_saved_is_what_was_given(tmp_path):
     model = SEERDQN("CnnPolicy", LightEnv(), buffer_size=100, policy_kwargs=policy_kwargs, device="cpu", **kwargs)
     assert policy_kwargs == dict(features_extractor_class=TinyEncoder, net_arch=[8])
     model.save(tmp_path / "model")
-    loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", policy_kwargs=policy_kwargs, n_steps=5, gamma=0.5)
+    loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", n_steps=5, gamma=0.5)
     assert loaded.replay_buffer.n_steps == 5 and loaded.replay_buffer.gamma == 0.5
     assert loaded.policy.image_space.shape == (1, 12, 12)
+    # Only a crop makes arguments of the policy other than those given
+    SEERDQN("CnnPolicy", LightEnv(), buffer_size=100, policy_kwargs=policy_kwargs, device="cpu").save(tmp_path / "model")
+    SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", policy_kwargs=policy_kwargs)
 
 
 def test_a_loaded_buffer_follows_the_model(tmp_path):

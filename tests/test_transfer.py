@@ -235,13 +235,13 @@ def test_files_that_are_no_saved_models(tmp_path):
 
 def test_arguments_that_make_no_sense(tmp_path):
     _, path = saved_model(SEERDQN, tmp_path)
-    with pytest.raises(ValueError, match="pretrained_part must be 'encoder' or 'policy', not 'heads'"):
+    with pytest.raises(ValueError, match="`pretrained_part` must be 'encoder' or 'policy', got 'heads'"):
         make_model(SEERDQN, pretrained_encoder=path, pretrained_part="heads")
-    with pytest.raises(ValueError, match='latent_dtype="uint8" is fitted'):
+    with pytest.raises(ValueError, match=r'`latent_dtype` must be .* with freeze_after=0, got "uint8"'):
         make_model(SEERDQN, pretrained_encoder=path, freeze_after=0, latent_dtype="uint8")
     with (
         pytest.warns(UserWarning, match="no encoder to freeze"),
-        pytest.raises(ValueError, match="pretrained_encoder must be None where there is no encoder"),
+        pytest.raises(ValueError, match="`pretrained_encoder` must be None where there is no encoder"),
     ):
         SEERDQN("MlpPolicy", "CartPole-v1", pretrained_encoder=path)
 

@@ -204,7 +204,8 @@ def _from_arrays(
         if meta["encoder_fingerprint"] != fingerprint:
             raise ValueError(
                 f"The replay buffer in {path} holds latents of encoder {meta['encoder_fingerprint']}, "
-                f"but the encoder of this model is {fingerprint}. Load the model that was saved with the buffer"
+                f"but the encoder of this model is {fingerprint}. Load the model that was saved with the buffer, "
+                "or move this file away to go on without it"
             )
         _check_same(path, like.encoder, dict(n_augmentations=meta["n_augmentations"]))
         _check_same(path, like, dict(latent_dtype=meta["latent_dtype"]))

@@ -1,5 +1,6 @@
 """Callbacks for SEER algorithms."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -49,9 +50,17 @@ class FreezeEncoderCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "freeze_encoder"):
-            raise ValueError(f"FreezeEncoderCallback needs a SEER algorithm such as SEERSAC, not {type(self.model).__name__}")
+            raise ValueError(f"FreezeEncoderCallback needs a SEER algorithm such as SEERSAC, got {type(self.model).__name__}")
 
     def _on_training_start(self) -> None:
+        if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
+            step = freeze_step(self.model, self.freeze_after)
+            when = "is frozen already" if self.model.encoder_frozen else f"will be frozen at step {step}"
+            warnings.warn(
+                f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
+                f"{when}. To train in several calls, set freeze_after to a number of steps",
+                stacklevel=5,
+            )
         self._freeze_if_due()
 
     def _on_step(self) -> bool:

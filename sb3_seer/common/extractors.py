@@ -1,5 +1,6 @@
 """Splits a features extractor into an encoder, which is frozen, and a head, which goes on learning."""
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -193,3 +194,12 @@ def takes_channels_last(extractor: Split) -> bool:
     if isinstance(extractor, SplitCombinedExtractor):
         return all(type(module) in (NatureCNN, nn.Flatten) for module in extractor.trunk.values())
     return isinstance(extractor, SplitExtractor) or type(extractor.trunk) is NatureCNN
+
+
+def latent_dim_argument(extractor_class: type[BaseFeaturesExtractor]) -> str | None:
+    """
+    :param extractor_class: class of a features extractor
+    :return: its argument for the numbers in a latent, None if it has none
+    """
+    arguments = inspect.signature(extractor_class).parameters
+    return next((name for name in ("latent_dim", "features_dim", "cnn_output_dim") if name in arguments), None)

@@ -70,8 +70,9 @@ class MemoryPlan:
         """
         return self.image_bytes // (self.n_envs * record_bytes) * self.n_envs
 
-    def check_capacity(self) -> None:
+    def check_capacity(self, dim_argument: str | None = None) -> None:
         """
+        :param dim_argument: argument of the features extractor for the numbers in a latent, if it has one
         :raises ValueError: if the latents of an observation take more bytes than its newest frame
         """
         if self.latent_transitions >= self.image_transitions:
@@ -88,13 +89,13 @@ class MemoryPlan:
             options.append(f"n_augmentations={n_copies} holds {self.fitting(n_copies * copy_bytes):,}")
         dim_bytes = self.record_bytes // self.latent_dim
         dim = self.frame_bytes // dim_bytes
-        if dim >= 1:
-            holds = self.fitting(dim * dim_bytes)
-            options.append(f"a latent of {dim} numbers (features_dim={dim} or latent_dim={dim}) holds {holds:,}")
+        if dim >= 1 and dim_argument is not None:
+            argument = f"policy_kwargs=dict(features_extractor_kwargs=dict({dim_argument}={dim}))"
+            options.append(f"{argument} holds {self.fitting(dim * dim_bytes):,}")
         raise ValueError(
             f"The latents of an observation ({self.record_bytes:,} bytes) are larger than its image "
             f"({self.frame_bytes:,} bytes): freezing would shrink buffer_size from {self.image_transitions:,} to "
-            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(options) or 'a smaller latent'}."
+            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(options) or 'an extractor with a smaller latent'}."
         )
 
     def __str__(self) -> str:

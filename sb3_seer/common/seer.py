@@ -1,33 +1,47 @@
 """SEERMixin turns an SB3 off-policy algorithm into a SEER one."""
 
+import io
 import pathlib
 import warnings
+from collections.abc import Iterable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
+import numpy as np
 import psutil
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
+from sb3_seer.common.buffer_file import load_buffer, replacing, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
-from sb3_seer.common.checks import check_arguments, missing_encoder
 from sb3_seer.common.encoding import LatentCodec
+from sb3_seer.common.extractors import can_split, latent_dim_argument
 from sb3_seer.common.flops import FlopsCallback, find_passes
-from sb3_seer.common.memory import MemoryPlan
-from sb3_seer.common.observations import find_n_stack
+from sb3_seer.common.observations import find_n_stack, image_spaces
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.process import return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.seer_saving import SEERSaving
-from sb3_seer.common.transfer import load_pretrained
+from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 
+# By a part of the name of a replay buffer: what to use instead with images
+OTHER_BUFFERS = {
+    "NStep": "For n-step returns, set n_steps",
+    "Prioritized": "For priorities, set replay_buffer_kwargs=dict(prioritized=True)",
+    "Her": "For hindsight experience replay, use the SB3 algorithm",
+}
 
-class SEERMixin(SEERSaving):
+
+class SEERMixin(OffPolicyAlgorithm):
     """
     Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
 
@@ -38,33 +52,35 @@ class SEERMixin(SEERSaving):
     a gradient step never touches a convolution, and each step of the environments runs the encoder once.
 
     Of ``Dict`` observations (``MultiInputPolicy``), the images become latents and the other keys stay as they are.
-    Without images (``MlpPolicy``) there is nothing to freeze: the algorithm is then that of the SB3 class, and says so once.
+    Without images (``MlpPolicy``) there is no encoder: the algorithm trains as the SB3 class, and warns once.
 
     :param args: as for the SB3 class
     :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never.
-        A fraction is one of each call: give a number of steps to train in several
+        To train in several calls of ``learn()``, give a number of steps
     :param n_augmentations: K, stored copies of each observation, each with an augmentation of its own
         (1 without augmentation)
     :param augmentation: ``"random_crop"``, ``"random_shift"``, a module from images ``(batch_size, channels, H, W)``
-        to images, or None. A batch of images is augmented once when it is sampled; where nothing is augmented
-        (acting, evaluation) an image larger than the augmented ones is cropped to its middle
+        to images, or None. A sampled batch of images is augmented once. Where nothing is augmented (acting, evaluation),
+        an image larger than the augmented ones is cropped to its middle
     :param augmentation_kwargs: arguments of the named augmentation: ``dict(size=84)``, ``dict(pad=4)``
-    :param latent_dtype: how a stored number is held: ``"float32"``, ``"float16"`` or ``"uint8"``
-    :param max_latent_buffer_size: the most transitions to hold once they are latents, None for as many as fit
-    :param pretrained_encoder: path of a saved model to start with the encoder of (section 5.4 of the paper): of this
+    :param latent_dtype: dtype of a stored number: ``"float32"``, ``"float16"`` or ``"uint8"``
+    :param max_latent_buffer_size: most transitions held as latents, None for as many as fit
+    :param batch_size_after_freeze: takes the place of ``batch_size`` at the freeze, None to keep it
+    :param gradient_steps_after_freeze: takes the place of ``gradient_steps`` at the freeze, None to keep it
+    :param pretrained_encoder: path of a saved model whose encoder to start with (section 5.4 of the paper): of this
         algorithm or another, frozen or not. With ``freeze_after=0`` the encoder never learns and images are never stored.
-        Read once, when the model is made: a saved and loaded model does not need the file
-    :param pretrained_part: ``"encoder"`` for what a freeze takes, as in the paper across domains, or ``"policy"`` for the
-        weights of all networks, as in the paper for another task of the same domain
-    :param kwargs: as for the SB3 class. ``replay_buffer_class`` must be ``LatentReplayBuffer`` or None with images;
-        ``optimize_memory_usage`` is always on with them, and needs no other setting
-    :raises ValueError: for a parameter outside of what is said here; when a latent is larger than the image that
-        it replaces; for a ``VecNormalize`` that normalises images; for a pre-trained model of another architecture
-    :raises FileNotFoundError: if there is no pre-trained model at the path
+        The file is read when the model is made, not when the model is saved and loaded
+    :param pretrained_part: ``"encoder"`` for the part that a freeze takes, as in the paper across domains, or ``"policy"``
+        for all networks, as in the paper for another task of the same domain
+    :param kwargs: as for the SB3 class. With images, ``replay_buffer_class`` must be ``LatentReplayBuffer``, a subclass, or
+        None, and ``optimize_memory_usage`` has no effect: an observation is always stored once
+    :raises ValueError: for another value of a parameter; if a latent is larger than the image that it replaces; for a
+        ``VecNormalize`` that normalises images; for a pretrained model of another architecture
+    :raises FileNotFoundError: if there is no pretrained model at the path
     """
 
-    policy: Any  # a SEERPolicy if there is an encoder to freeze
-    replay_buffer: LatentReplayBuffer | None
+    policy: Any  # a SEERPolicy with images
+    replay_buffer: Any  # a LatentReplayBuffer with images
 
     def __init__(
         self,
@@ -75,6 +91,8 @@ class SEERMixin(SEERSaving):
         augmentation_kwargs: dict[str, Any] | None = None,
         latent_dtype: str = "float32",
         max_latent_buffer_size: int | None = None,
+        batch_size_after_freeze: int | None = None,
+        gradient_steps_after_freeze: int | None = None,
         pretrained_encoder: str | pathlib.Path | None = None,
         pretrained_part: str = "encoder",
         **kwargs: Any,
@@ -85,89 +103,140 @@ class SEERMixin(SEERSaving):
         self.augmentation_kwargs = augmentation_kwargs
         self.latent_dtype = latent_dtype
         self.max_latent_buffer_size = max_latent_buffer_size
+        self.batch_size_after_freeze = batch_size_after_freeze
+        self.gradient_steps_after_freeze = gradient_steps_after_freeze
         self.pretrained_encoder = pretrained_encoder
         self.pretrained_part = pretrained_part
-        self._pretrained = False  # whether that is loaded
+        self._pretrained = False  # whether pretrained_encoder is loaded
         self.encoder_frozen = False
-        self.n_stack: int | None = None
-        # What uint8 latents mean: saved with the model, which may go on without its buffer
+        self.n_stack = 1
+        # The range of uint8 latents: saved with the model, which may be loaded without its buffer
         self._latent_codec: LatentCodec | None = None
         super().__init__(*args, **kwargs)
 
+    # ---- setup ----
+
     def _setup_model(self) -> None:
         self.freeze_after = check_freeze_after(self.freeze_after)
-        if not self._has_encoder():
-            if self.pretrained_encoder is not None:
-                raise ValueError(f"pretrained_encoder must be None where there is no encoder, not {self.pretrained_encoder!r}")
-            super()._setup_model()
+        why_not = self._why_no_encoder()
+        if why_not is not None:
+            self._set_up_without_encoder(why_not)
             return
-
         self._check_arguments()
         if self.env is not None:
             self.n_stack = find_n_stack(self.env)
-        augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
-        if augmentation is not None:
-            augmentation.to(self.device)
-        # Always so: an observation is stored once
         self.optimize_memory_usage = False
         if self.replay_buffer is None:
-            self.replay_buffer = self._make_replay_buffer(augmentation)
-        policy_kwargs, n_steps = self.policy_kwargs, self.n_steps
-        self.policy_kwargs = {
-            **policy_kwargs,
-            "image_size": self.replay_buffer.encoder.image_size,
-        }
-        # The buffer knows its n_steps already: SB3 would warn of them, and has none for Dict observations
-        self.replay_buffer_class, self.n_steps = LatentReplayBuffer, 1
-        super()._setup_model()
-        # What is saved is what was given
-        self.policy_kwargs, self.n_steps = policy_kwargs, n_steps
+            self.replay_buffer = self._make_replay_buffer(self._make_augmentation())
+        self.replay_buffer_class = type(self.replay_buffer)
+        # As SB3 does with use_sde: an argument of the policy that follows from one of the algorithm
+        self.policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
+        if self.replay_buffer.encoder.image_size:
+            self.policy_kwargs["image_size"] = self.replay_buffer.encoder.image_size
+        with warnings.catch_warnings():
+            # SB3 does not know that the buffer was given its n_steps
+            warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
+            super()._setup_model()
         if self.pretrained_encoder is not None and not self._pretrained:
             load_pretrained(self.policy, self.pretrained_encoder, self.pretrained_part)
             self._pretrained = True
 
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
-            self.replay_buffer.check_capacity()
+            self._check_capacity(self.replay_buffer)
         if self.env is not None:  # without, it will only predict
-            self._announce(self.replay_buffer.plan())
+            self._announce_memory()
         if self.encoder_frozen:
-            if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
-                self.replay_buffer.encoder.codec = self._latent_codec
             self._freeze()
 
-    def _announce(self, plan: MemoryPlan) -> None:
-        """Say how much memory the replay buffer will take, and warn if there is not as much."""
-        if self.verbose >= 1:
-            print(plan)
-        available = psutil.virtual_memory().available
-        if plan.total_bytes > available:
-            warnings.warn(
-                "This system does not have apparently enough memory to store the complete "
-                f"replay buffer {plan.total_bytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
-                stacklevel=4,
+    def _why_no_encoder(self) -> str | None:
+        """:return: where there is no encoder, and what to use to have one; None if there is one"""
+        space = self.observation_space
+        if not issubclass(self.policy_class, SEERPolicy):
+            return (
+                f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}: it trains as the SB3 class. "
+                "To store latents, use images, and CnnPolicy or MultiInputPolicy"
             )
+        if isinstance(space, spaces.Dict) and not image_spaces(space):
+            return f"in observations of {space}: it trains as the SB3 class. To store latents, use images"
+        extractor_class = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)
+        if not can_split(extractor_class, space):
+            return (
+                f"in a {extractor_class.__name__}, which may mix images with other keys: it trains as the SB3 class. "
+                "To store latents, use SB3's CombinedExtractor, or a SplitExtractor"
+            )
+        return None
 
-    def _has_encoder(self) -> bool:
-        """:return: whether there is an encoder to freeze; if not, says so and makes sure that the policy is SB3's"""
-        why_not = missing_encoder(self.policy_class, self.observation_space, self.policy_kwargs)
-        if why_not is None:
-            return True
-        warnings.warn(f"{type(self).__name__} has no encoder to freeze {why_not}", stacklevel=3)
+    def _set_up_without_encoder(self, why_not: str) -> None:
+        warnings.warn(f"{type(self).__name__} has no encoder to freeze {why_not}", stacklevel=4)
+        for name in ("pretrained_encoder", "batch_size_after_freeze", "gradient_steps_after_freeze"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` must be None where there is no encoder to freeze, got {getattr(self, name)!r}")
         if issubclass(self.policy_class, SEERPolicy):
+            # The SB3 class that it extends
             bases = (base for base in self.policy_class.__mro__ if issubclass(base, BasePolicy))
             self.policy_class = next(base for base in bases if not issubclass(base, SEERPolicy))
-        return False
+        super()._setup_model()
 
     def _check_arguments(self) -> None:
-        """:raises ValueError: for arguments that do not go together with images"""
-        check_arguments(self)
+        """:raises ValueError: for arguments that are not allowed with images"""
+        policy, images = self.policy_class.__name__, image_spaces(self.observation_space)
+        if not images:
+            raise ValueError(f"{policy} needs images (a Box of 3 dimensions), got observations of {self.observation_space}")
+        self._check_vec_normalize(images)
+        buffer_class = self.replay_buffer_class
+        if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, LatentReplayBuffer)):
+            name = getattr(buffer_class, "__name__", repr(buffer_class))
+            remedies = [remedy for part, remedy in OTHER_BUFFERS.items() if part in name]
+            message = f"`replay_buffer_class` must be LatentReplayBuffer, a subclass, or None with {policy}, got {name}"
+            raise ValueError(". ".join([message, *remedies]))
+        if self.pretrained_part not in PRETRAINED_PARTS:
+            allowed = " or ".join(map(repr, PRETRAINED_PARTS))
+            raise ValueError(f"`pretrained_part` must be {allowed}, got {self.pretrained_part!r}")
+        if self.freeze_after == 0 and self.latent_dtype == "uint8" and not self.encoder_frozen:
+            raise ValueError(
+                '`latent_dtype` must be "float32" or "float16" with freeze_after=0, got "uint8": its range is fitted on the '
+                "observations that are stored at the freeze"
+            )
+        for name, allowed in (
+            ("batch_size_after_freeze", "None or an int >= 1"),
+            ("gradient_steps_after_freeze", "None, an int >= 1 or -1"),
+        ):
+            value = getattr(self, name)
+            is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and not (is_int and (value >= 1 or (value == -1 and "-1" in allowed))):
+                raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+    def _check_vec_normalize(self, images: dict[str, spaces.Box]) -> None:
+        """:raises ValueError: for a ``VecNormalize`` of images, or one inside of wrappers that change images"""
+        env = self.get_vec_normalize_env()
+        if env is None:
+            return
+        if env.norm_obs and (set(images) & set(env.norm_obs_keys or images)):
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            remedy = f"norm_obs_keys without {', '.join(images)}" if is_dict else "norm_obs=False"
+            raise ValueError(f"VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, {remedy})")
+        inner = image_spaces(env.observation_space)
+        if any(key not in inner or inner[key].shape != box.shape for key, box in images.items()):
+            given, wanted = (
+                ", ".join(f"{box.shape} under {key!r}" if key else str(box.shape) for key, box in boxes.items())
+                for boxes in (inner, images)
+            )
+            raise ValueError(
+                f"VecNormalize must wrap images of {wanted}, got {given}: give it an env that has its wrappers already, such "
+                "as VecTransposeImage and VecFrameStack"
+            )
+
+    def _make_augmentation(self) -> nn.Module | None:
+        augmentation = make_augmentation(self.augmentation, self.augmentation_kwargs)
+        return None if augmentation is None else augmentation.to(self.device)
 
     def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
         kwargs: dict[str, Any] = dict(
-            buffer_size=self.buffer_size, n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack or 1
+            buffer_size=self.buffer_size, n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack
         )
-        buffer = LatentReplayBuffer(
+        buffer_class: Any = self.replay_buffer_class or LatentReplayBuffer
+        buffer: LatentReplayBuffer = buffer_class(
             observation_space=self.observation_space,
             action_space=self.action_space,
             device=self.device,
@@ -180,7 +249,28 @@ class SEERMixin(SEERSaving):
         )
         if buffer.priorities is not None:
             buffer.priorities.progress_remaining = self._current_progress_remaining
+        if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
+            buffer.encoder.codec = self._latent_codec
         return buffer
+
+    def _check_capacity(self, buffer: LatentReplayBuffer) -> None:
+        """:raises ValueError: if the latents of an observation are larger than its image"""
+        buffer.plan().check_capacity(latent_dim_argument(self.policy.features_extractor_class))
+
+    def _announce_memory(self) -> None:
+        """Print the memory that the replay buffer will take, and warn if there is not as much."""
+        plan = self.replay_buffer.plan()
+        if self.verbose >= 1:
+            print(plan)
+        available = psutil.virtual_memory().available
+        if plan.total_bytes > available:
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete "
+                f"replay buffer {plan.total_bytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
+                stacklevel=4,
+            )
+
+    # ---- the freeze ----
 
     def freeze_encoder(self) -> None:
         """
@@ -188,10 +278,10 @@ class SEERMixin(SEERSaving):
 
         :raises ValueError: if the policy has no encoder; if a latent is larger than the image that it replaces
         """
-        replay_buffer = self._latent_buffer()
+        self._check_has_encoder()
         if self.encoder_frozen:
             return
-        replay_buffer.check_capacity()
+        self._check_capacity(self.replay_buffer)
         if self._n_updates == 0 and not self._pretrained:
             warnings.warn(
                 f"The encoder is frozen at step {self.num_timesteps}, before its first gradient step: "
@@ -201,72 +291,166 @@ class SEERMixin(SEERSaving):
         self._freeze()
 
     def _freeze(self) -> None:
-        assert self.replay_buffer is not None
         # First what can be interrupted. An encoder gives the same latents before and after it is frozen
         self.replay_buffer.set_encoder(self.policy)
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
         self._latent_codec = self.replay_buffer.encoder.codec
         self.encoder_frozen = True
+        # learn() reads both before each update
+        if self.batch_size_after_freeze is not None:
+            self.batch_size = int(self.batch_size_after_freeze)
+        if self.gradient_steps_after_freeze is not None:
+            self.gradient_steps = int(self.gradient_steps_after_freeze)
         return_freed_memory()  # no gradient step will need as much again
-
-    def _latent_buffer(self) -> LatentReplayBuffer:
-        """
-        :return: the replay buffer
-        :raises ValueError: if there is no encoder, so it is no buffer for latents
-        """
-        if not isinstance(self.replay_buffer, LatentReplayBuffer):
-            raise ValueError(f"{type(self.policy).__name__} has no encoder to freeze: use CnnPolicy with images")
-        return self.replay_buffer
 
     def encode(self, observations: Observations) -> th.Tensor:
         """
-        What the encoder says of observations of the environment, without augmentation: larger images are cropped
-        to their middle.
+        Encode observations without augmentation: larger images are cropped to their middle.
 
-        :param observations: one observation, or a batch of them
+        :param observations: one observation of the environment, or a batch
         :return: float32 latents, shape ``(batch_size, N, L)``
         :raises ValueError: if the policy has no encoder
         """
-        self._latent_buffer()
+        self._check_has_encoder()
         return self.policy.encode_observations(observations)
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        replay_buffer: Any = self.replay_buffer
-        if is_prioritized(replay_buffer):
-            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
+    def _check_has_encoder(self) -> None:
+        if not isinstance(self.policy, SEERPolicy):
+            raise ValueError(f"{type(self.policy).__name__} has no encoder to freeze: use CnnPolicy with images")
 
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        super()._update_learning_rate(optimizers)
-        zero_subnormals(self, optimizers)  # each train() begins with this call
+    # ---- learning ----
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
+            self._check_latents()
             self.replay_buffer.set_encoder(self.policy)  # a copy of the model has a buffer without
         return super()._setup_learn(*args, **kwargs)
+
+    def _holds_latents(self) -> bool:
+        buffer = self.replay_buffer
+        return isinstance(buffer, LatentReplayBuffer) and buffer.stage == "latents" and buffer.size() > 0
+
+    def _check_latents(self) -> None:
+        """:raises ValueError: if the replay buffer holds latents of other weights than the encoder's"""
+        if not self._holds_latents():
+            return
+        stored, ours = self.replay_buffer.encoder_fingerprint, self.policy.encoder_fingerprint()
+        if stored != ours:
+            raise ValueError(
+                f"The replay buffer holds latents of encoder {stored}, but the weights are of encoder {ours}. "
+                "Call replay_buffer.reset() before another encoder is loaded"
+            )
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if isinstance(callback, BaseCallback):
             callback = [callback]
         elif not isinstance(callback, list):
             callback = [] if callback is None else [ConvertCallback(callback)]
-        has_encoder = isinstance(self.replay_buffer, LatentReplayBuffer)
+        has_encoder = isinstance(self.policy, SEERPolicy)
         if self.freeze_after is not None and has_encoder and not has_callback(callback, FreezeEncoderCallback):
             callback = [*callback, FreezeEncoderCallback(self.freeze_after, verbose=self.verbose)]
         if has_encoder and find_passes(self) is not None and not has_callback(callback, FlopsCallback):
             callback = [*callback, FlopsCallback()]
         return super()._init_callback(callback, progress_bar)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if is_prioritized(self.replay_buffer):
+            self.replay_buffer.priorities.progress_remaining = self._current_progress_remaining
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        zero_subnormals(self, optimizers)  # each train() begins with this call
+
     def dump_logs(self) -> None:
-        """Write log data, with what the replay buffer holds under ``seer/``."""
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
-            self.replay_buffer.check_extra_frames()
+        """Write log data, and what the replay buffer holds under ``seer/``."""
+        buffer = self.replay_buffer
+        if isinstance(buffer, LatentReplayBuffer):
+            buffer.check_extra_frames()
             self.logger.record("seer/encoder_frozen", int(self.encoder_frozen))
-            self.logger.record("seer/transitions", self.replay_buffer.size() * self.n_envs)
-            self.logger.record("seer/capacity", self.replay_buffer.buffer_size * self.n_envs)
-            self.logger.record("seer/bytes", self.replay_buffer.nbytes)
-            self.logger.record("seer/extra_bytes", self.replay_buffer.extra_bytes)
+            self.logger.record("seer/transitions", buffer.size() * self.n_envs)
+            self.logger.record("seer/capacity", buffer.buffer_size * self.n_envs)
+            self.logger.record("seer/bytes", buffer.nbytes)
+            self.logger.record("seer/extra_bytes", buffer.extra_bytes)
             # Numbers of latents outside the range of latent_dtype, so far
-            self.logger.record("seer/clipped", self.replay_buffer.encoder.n_clipped)
+            self.logger.record("seer/clipped", buffer.encoder.n_clipped)
         super().dump_logs()
+
+    # ---- saving and loading ----
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.set_parameters`.
+
+        :param load_path_or_dict: path of a saved model, or nested dictionary with the parameters of its modules
+        :param exact_match: whether all parameters must be given, and no others
+        :param device: device on which the code should run
+        :raises ValueError: if the replay buffer holds latents of another encoder; the model keeps its parameters then
+        """
+        if not self._holds_latents():
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
+        parameters: Any = deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            self._check_latents()
+        except BaseException:
+            super().set_parameters(parameters)
+            raise
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file. A file at ``path`` is replaced once
+        the new one is complete: whatever happens, there is a whole file, the old one or the new one.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        with replacing(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer: an uncompressed zip of numpy's arrays, of the rows that are filled. A file at ``path`` is
+        replaced once the new one is complete. (Without an encoder to freeze: a pickle, as in SB3.)
+
+        :param path: path to the file where the replay buffer should be saved
+        """
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            save_buffer(self.replay_buffer, path, self.verbose)
+            return
+        with replacing(path, "pkl", self.verbose) as file:
+            super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer. If the encoder is frozen, stored images become latents.
+
+        :param path: path to a replay buffer that ``save_replay_buffer`` wrote, or that the SB3 class pickled
+        :param truncate_last_traj: no effect with images: the last trajectory counts as truncated unless it is continued
+        :raises ValueError: if the file is damaged or of a later version; if the buffer is of another kind or shape, holds
+            the latents of another encoder, or holds latents while this model's encoder still learns. The model keeps
+            the buffer that it had
+        """
+        if not isinstance(self.policy, SEERPolicy):
+            super().load_replay_buffer(path, truncate_last_traj)
+            return
+        ours = getattr(self, "replay_buffer", None)  # users drop it to free its memory
+        if ours is None:
+            ours = self._make_replay_buffer(self._make_augmentation())
+        make_buffer = partial(self._make_replay_buffer, ours.encoder.augmentation)
+        replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+        if self.encoder_frozen:
+            replay_buffer.to_latents()
+        if self.freeze_after is not None:
+            self._check_capacity(replay_buffer)
+        self.replay_buffer = replay_buffer
