@@ -119,11 +119,11 @@ def test_cross_entropy_of_each_transition():
 
 
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"probabilities and values.*\(2, 3\) and \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"`probabilities` and `values`.*\(2, 3\) and \(2, 1\)"):
         categorical_projection(th.ones(2, 3), th.ones(2, 1), th.linspace(0, 1, 3))
-    with pytest.raises(ValueError, match=r"support.*not \(1,\)"):
+    with pytest.raises(ValueError, match=r"`support`.*got \(1,\)"):
         categorical_projection(th.ones(2, 3), th.ones(2, 3), th.ones(1))
-    with pytest.raises(ValueError, match=r"logits and target_probabilities.*\(2, 3\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"`logits` and `target_probabilities`.*\(2, 3\) and \(3,\)"):
         categorical_cross_entropy(th.ones(2, 3), th.ones(3))
 
 
@@ -413,7 +413,7 @@ def test_prioritized_replay_uses_the_weights_and_sets_the_priorities(algorithm, 
     assert type(buffer) is buffer_class and buffer.n_steps == 3 and buffer.gamma == 0.99 and buffer.priorities.alpha == 0.5
     model.learn(60)
     assert model.n_steps == 3
-    assert model.replay_buffer is buffer and buffer.priorities.beta == 1.0
+    assert model.replay_buffer is buffer and buffer.priorities.progress_remaining == 0.0 and buffer.priorities.beta == 1.0
     assert len(set(buffer.priorities.values[:60])) > 10
 
     batch = buffer.sample(8)
@@ -512,17 +512,17 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(policy_kwargs=dict(n_atoms=0)), "n_atoms: 0 was given, allowed are integers from 1"),
-        (dict(policy_kwargs=dict(v_min=1.0, v_max=1.0)), "v_min and v_max: 1.0 and 1.0 were given"),
-        (dict(policy_kwargs=dict(sigma0=0.0)), "sigma0: 0.0 was given, allowed are finite numbers larger than 0"),
+        (dict(policy_kwargs=dict(n_atoms=0)), "`n_atoms` must be an int >= 1, got 0"),
+        (dict(policy_kwargs=dict(v_min=1.0, v_max=1.0)), "`v_min` and `v_max` must be finite, v_min < v_max, got 1.0 and 1.0"),
+        (dict(policy_kwargs=dict(sigma0=0.0)), "`sigma0` must be finite and > 0, got 0.0"),
         (
             dict(prioritized_replay=True, replay_buffer_class=ReplayBuffer),
-            "replay_buffer_class: ReplayBuffer was given, allowed with prioritized_replay=True are PrioritizedReplayBuffer",
+            "`replay_buffer_class` must be PrioritizedReplayBuffer, .* got ReplayBuffer",
         ),
         (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "`beta` must be from 0 to 1, got 2.0"),
         (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "`n_steps` must be >= 1, got 0"),
         (dict(prioritized_replay=True, optimize_memory_usage=True), "`optimize_memory_usage` must be False, got True"),
-        (dict(policy="MultiInputPolicy", env=DictLightEnv()), "n_steps=3 and prioritized_replay=False were given, allowed"),
+        (dict(policy="MultiInputPolicy", env=DictLightEnv()), "`n_steps` must be 1 and `prioritized_replay` False with Dict observations, got 3 and False"),
     ],
 )
 def test_arguments_are_checked(kwargs, message):

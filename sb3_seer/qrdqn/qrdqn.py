@@ -41,7 +41,7 @@ class SEERQRDQN(SEERMixin, WeightedUpdates, QRDQN):
             target_quantiles = batch.rewards + (1 - batch.dones) * discounts * next_quantiles  # [batch_size, n_quantiles]
         quantiles = self.quantile_net(batch.observations)
         quantiles = th.take_along_dim(quantiles, batch.actions[..., None].long(), dim=2).squeeze(dim=2)
-        # The loss is a mean over the batch: of each transition as a batch of one, it is that transition's own
+        # The loss is a mean over the batch: each transition is a batch of one
         losses = th.vmap(quantile_huber_loss)(quantiles.unsqueeze(1), target_quantiles.unsqueeze(1))
         return losses, losses
 

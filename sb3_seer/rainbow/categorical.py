@@ -6,22 +6,23 @@ from torch.nn import functional as F
 
 def categorical_projection(probabilities: th.Tensor, values: th.Tensor, support: th.Tensor) -> th.Tensor:
     """
-    Project distributions onto a fixed support (Bellemare et al., equation 7): the probability of a value goes to the
-    two atoms next to it, the more the nearer each is; beyond the ends of the support, all of it to the last atom.
+    Project distributions onto a fixed support (Bellemare et al., equation 7): the probability of a value is divided
+    between the two atoms next to it, in proportion to how near they are; beyond the ends of the support, the last atom
+    gets all of it.
 
-    :param probabilities: of the values, shape ``(batch_size, n_values)``
-    :param values: shape ``(batch_size, n_values)``
+    :param probabilities: probabilities of the values, shape ``(batch_size, n_values)``
+    :param values: values, shape ``(batch_size, n_values)``
     :param support: equally spaced atoms in ascending order, at least two, shape ``(n_atoms,)``
-    :return: the probabilities of the atoms, shape ``(batch_size, n_atoms)``
+    :return: probabilities of the atoms, shape ``(batch_size, n_atoms)``
     :raises ValueError: for other shapes
     """
     if probabilities.ndim != 2 or probabilities.shape != values.shape:
         raise ValueError(
-            "probabilities and values: the same shape (batch_size, n_values) is allowed, "
-            f"not {tuple(probabilities.shape)} and {tuple(values.shape)}"
+            "`probabilities` and `values` must have the same shape (batch_size, n_values), "
+            f"got {tuple(probabilities.shape)} and {tuple(values.shape)}"
         )
     if support.ndim != 1 or len(support) < 2:
-        raise ValueError(f"support: a shape (n_atoms,) of at least 2 atoms is allowed, not {tuple(support.shape)}")
+        raise ValueError(f"`support` must have shape (n_atoms,) with n_atoms >= 2, got {tuple(support.shape)}")
     spacing = (support[-1] - support[0]) / (len(support) - 1)
     values = values.clamp(support[0], support[-1])
     distances = (values[:, :, None] - support).abs() / spacing  # [batch_size, n_values, n_atoms]
@@ -31,14 +32,14 @@ def categorical_projection(probabilities: th.Tensor, values: th.Tensor, support:
 
 def categorical_cross_entropy(logits: th.Tensor, target_probabilities: th.Tensor) -> th.Tensor:
     """
-    :param logits: of the predicted distributions, shape ``(batch_size, n_atoms)``
-    :param target_probabilities: of the same shape
+    :param logits: logits of the predicted distributions, shape ``(batch_size, n_atoms)``
+    :param target_probabilities: target distributions, same shape
     :return: the cross-entropy of each prediction with its target, shape ``(batch_size,)``
     :raises ValueError: for other shapes
     """
     if logits.ndim != 2 or logits.shape != target_probabilities.shape:
         raise ValueError(
-            "logits and target_probabilities: the same shape (batch_size, n_atoms) is allowed, "
-            f"not {tuple(logits.shape)} and {tuple(target_probabilities.shape)}"
+            "`logits` and `target_probabilities` must have the same shape (batch_size, n_atoms), "
+            f"got {tuple(logits.shape)} and {tuple(target_probabilities.shape)}"
         )
     return -(target_probabilities * F.log_softmax(logits, dim=1)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Linear layers that explore."""
+"""Noisy linear layers."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ class NoisyLinear(nn.Linear):
 
     Paper: Fortunato et al. 2018, https://arxiv.org/abs/1706.10295, section 3 (b): the weights are
     ``weight + weight_sigma * f(e_out) f(e_in)^T``, the biases ``bias + bias_sigma * f(e_out)``, with
-    ``f(x) = sign(x) sqrt(|x|)``. All samples of a batch share the noise, until ``reset_noise`` draws it anew.
+    ``f(x) = sign(x) sqrt(|x|)``. All samples of a batch share the noise, until ``reset_noise`` draws new noise.
 
-    Means start as those of ``nn.Linear``: uniform in ``+-1 / sqrt(in_features)``, as in the paper. As in the code of
-    Kaixhin's Rainbow, which SEER extends, ``bias_sigma`` starts at ``sigma0 / sqrt(out_features)``; the paper has
-    ``in_features`` there.
+    Means start as in ``nn.Linear``: uniform in ``+-1 / sqrt(in_features)``, as in the paper. As in the code of
+    Kaixhin's Rainbow, which SEER extends, ``bias_sigma`` starts at ``sigma0 / sqrt(out_features)``; in the paper it is
+    ``sigma0 / sqrt(in_features)``.
 
     :param in_features: numbers in an input
     :param out_features: numbers in an output
@@ -32,7 +32,7 @@ class NoisyLinear(nn.Linear):
         super().__init__(in_features, out_features)
         self.weight_sigma = nn.Parameter(th.full_like(self.weight, sigma0 / math.sqrt(in_features)))
         self.bias_sigma = nn.Parameter(th.full_like(self.bias, sigma0 / math.sqrt(out_features)))
-        # Drawn anew before each use: no part of a saved model
+        # Not saved: drawn before each use
         self.register_buffer("weight_noise", th.zeros_like(self.weight), persistent=False)
         self.register_buffer("bias_noise", th.zeros_like(self.bias), persistent=False)
         self.noise_enabled = True
@@ -59,9 +59,9 @@ class NoisyLinear(nn.Linear):
 
 def reset_noise(layers: Sequence[NoisyLinear]) -> None:
     """
-    Draw new noise, for all layers at once.
+    Draw new noise for all layers at once.
 
-    :param layers: of one device
+    :param layers: layers on one device
     """
     if not layers:
         return

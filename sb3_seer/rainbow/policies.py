@@ -20,7 +20,7 @@ class RainbowNetwork(QNetwork):
 
     :param observation_space: Observation space
     :param action_space: Action space
-    :param features_extractor: of the observations
+    :param features_extractor: features extractor
     :param features_dim: numbers in the features
     :param net_arch: hidden layers, of each of the two streams if ``dueling``
     :param activation_fn: Activation function
@@ -29,9 +29,9 @@ class RainbowNetwork(QNetwork):
     :param v_min: the lowest atom
     :param v_max: the highest atom
     :param dueling: whether one stream gives the value of the state, and another the advantages of the actions
-    :param noisy: whether the linear layers are noisy (those of the features extractor never are)
+    :param noisy: whether the linear layers after the features extractor are noisy
     :param sigma0: initial scale of the noise
-    :raises ValueError: for a parameter outside of what is allowed
+    :raises ValueError: for another value of a parameter
     """
 
     support: th.Tensor
@@ -53,12 +53,12 @@ class RainbowNetwork(QNetwork):
         sigma0: float = 0.5,
     ) -> None:
         if not isinstance(n_atoms, int) or n_atoms < 1:
-            raise ValueError(f"n_atoms: {n_atoms!r} was given, allowed are integers from 1")
+            raise ValueError(f"`n_atoms` must be an int >= 1, got {n_atoms!r}")
         if n_atoms > 1 and not -float("inf") < v_min < v_max < float("inf"):
-            raise ValueError(f"v_min and v_max: {v_min} and {v_max} were given, allowed are finite numbers, v_min < v_max")
+            raise ValueError(f"`v_min` and `v_max` must be finite, v_min < v_max, got {v_min} and {v_max}")
         if noisy and not 0.0 < sigma0 < float("inf"):
-            raise ValueError(f"sigma0: {sigma0} was given, allowed are finite numbers larger than 0")
-        # The network of QNetwork is not wanted: skip its constructor
+            raise ValueError(f"`sigma0` must be finite and > 0, got {sigma0}")
+        # QNetwork would build its own network: skip its constructor
         super(QNetwork, self).__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
@@ -86,7 +86,7 @@ class RainbowNetwork(QNetwork):
 
     def logits(self, features: th.Tensor) -> th.Tensor:
         """
-        :param features: of observations, shape ``(batch_size, features_dim)``
+        :param features: features, shape ``(batch_size, features_dim)``
         :return: logits of the value distributions, shape ``(batch_size, n_actions, n_atoms)``; with one atom, the values
         """
         if not self.dueling:
@@ -120,7 +120,7 @@ class RainbowNetwork(QNetwork):
 
     @contextmanager
     def without_noise(self) -> Iterator[None]:
-        """Within this context, the weights are their means. The noise stays what it was."""
+        """Context in which the weights are their means. The noise itself does not change."""
         layers = self._noisy_layers()
         for layer in layers:
             layer.noise_enabled = False

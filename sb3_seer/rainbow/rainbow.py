@@ -1,3 +1,4 @@
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -38,13 +39,13 @@ class Rainbow(WeightedUpdates, DQN):
     =======================  ==============================================================
 
     Without all of them it is SB3's :class:`~stable_baselines3.dqn.DQN`. The defaults of these parts are the paper's
-    (but for the priorities, which data-efficient Rainbow as in SEER does without), all others are those of ``DQN``.
+    (except for the priorities, which data-efficient Rainbow in SEER does not use), all others are the defaults of ``DQN``.
     ``hyperparams/rainbow.yml`` has the settings of data-efficient Rainbow.
 
-    Noise is drawn anew before each action that is not deterministic (the same for all envs), and before each update: once
+    Noise is drawn before each action that is not deterministic (the same for all envs), and before each update: once
     for the online network, whose values of the current and of the next observations share it, and once for the target
     network. ``predict(deterministic=True)`` has no noise, and no epsilon (0.001 in the code). In the code, an update has the
-    noise of the action before it; here it has noise of its own, as in the paper of noisy networks
+    noise of the action before it; here it draws its own, as in the paper of noisy networks
     (https://arxiv.org/abs/1706.10295, Algorithm 1), so that several updates in a row do not share it.
 
     Differences from the code: nothing is bootstrapped from a window in which the episode terminates (there, nor from one
@@ -67,8 +68,8 @@ class Rainbow(WeightedUpdates, DQN):
         Set to ``-1`` means to do as many gradient steps as steps done in the environment
         during the rollout.
     :param replay_buffer_class: Replay buffer class to use. If ``None``, it will be automatically selected.
-        ``LatentReplayBuffer`` holds images in a fraction of the memory; like ``PrioritizedReplayBuffer``, it is given
-        ``n_steps`` and ``gamma``, and the number of stacked frames is found in the wrappers.
+        ``LatentReplayBuffer`` holds images in a fraction of the memory. It and ``PrioritizedReplayBuffer`` are given
+        ``n_steps`` and ``gamma``; the number of stacked frames is found in the wrappers.
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of SB3's replay buffer, without n-step returns
     :param n_steps: steps of the n-step returns. Of SB3's replay buffers, the one for ``Dict`` observations has 1 only.
@@ -93,7 +94,7 @@ class Rainbow(WeightedUpdates, DQN):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for priorities or n-step returns that the replay buffer does not have
+    :raises ValueError: for priorities or n-step returns that the replay buffer does not support
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -176,18 +177,18 @@ class Rainbow(WeightedUpdates, DQN):
         if self.replay_buffer is None:
             super()._setup_model()
         else:
-            # The buffer has its n-step returns: SB3 need not warn that it does not pass them on
-            n_steps, self.n_steps = self.n_steps, 1
-            super()._setup_model()
-            self.n_steps = n_steps
+            with warnings.catch_warnings():
+                # SB3 does not know that the buffer was given its n_steps
+                warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
+                super()._setup_model()
         if self.policy.q_net.noisy:
             self.exploration_schedule = ConstantSchedule(0.0)
 
     def _setup_replay_buffer(self) -> None:
         """
-        Make the replay buffer, if it is one that takes ``n_steps``. Any other is left to SB3.
+        Make the replay buffer if its class takes ``n_steps``. SB3 makes any other.
 
-        :raises ValueError: for priorities or n-step returns that the replay buffer does not have
+        :raises ValueError: for priorities or n-step returns that the replay buffer does not support
         """
         buffer_class = self.replay_buffer_class
         if buffer_class is None and self.prioritized_replay:
@@ -199,15 +200,15 @@ class Rainbow(WeightedUpdates, DQN):
         takes_images = issubclass(buffer_class, LatentReplayBuffer)
         if self.prioritized_replay and not issubclass(buffer_class, (PrioritizedReplayBuffer, LatentReplayBuffer)):
             raise ValueError(
-                f"replay_buffer_class: {buffer_class.__name__} was given, allowed with prioritized_replay=True are "
-                "PrioritizedReplayBuffer, LatentReplayBuffer and None"
+                "`replay_buffer_class` must be PrioritizedReplayBuffer, LatentReplayBuffer or None with "
+                f"prioritized_replay=True, got {buffer_class.__name__}"
             )
         if not issubclass(buffer_class, (NStepReplayBuffer, PrioritizedReplayBuffer, LatentReplayBuffer)):
             return
         if isinstance(self.observation_space, spaces.Dict) and not takes_images:
             raise ValueError(
-                f"n_steps={self.n_steps} and prioritized_replay={self.prioritized_replay} were given, allowed with Dict "
-                "observations are n_steps=1 and False; with images among them, both with LatentReplayBuffer"
+                f"`n_steps` must be 1 and `prioritized_replay` False with Dict observations, got {self.n_steps} and "
+                f"{self.prioritized_replay}. With images among them, LatentReplayBuffer has both"
             )
         kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma)
         if takes_images and self.env is not None:
@@ -225,7 +226,7 @@ class Rainbow(WeightedUpdates, DQN):
         )
 
     def _priority_kwargs(self, buffer_class: type[ReplayBuffer]) -> dict[str, Any]:
-        """:return: what a replay buffer of this class is told of ``prioritized_replay``"""
+        """:return: arguments of a replay buffer of this class that follow from ``prioritized_replay``"""
         if not self.prioritized_replay:
             return {}
         kwargs: dict[str, Any] = dict(alpha=0.5)
@@ -245,8 +246,8 @@ class Rainbow(WeightedUpdates, DQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
-        Sample the replay buffer and do the updates (gradient descent), by the priorities of the transitions if the
-        replay buffer has some.
+        Sample the replay buffer and do the updates (gradient descent), with the weights of the transitions if the replay
+        buffer is prioritised.
 
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions in a batch
@@ -266,12 +267,12 @@ class Rainbow(WeightedUpdates, DQN):
         if self.double_q:
             with th.no_grad():
                 next_features = online.extract_features(batch.next_observations, online.features_extractor)
-            # In one pass: noisy layers need as long to add the noise as to use the weights
+            # In one pass: adding noise to the weights takes as long as using them
             logits, choice = online.logits(th.cat((features, next_features))).chunk(2)
         else:
             logits, choice = online.logits(features), next_logits
-        logits = _of_actions(logits, batch.actions.long().squeeze(dim=1))  # [batch_size, n_atoms]
-        next_logits = _of_actions(next_logits, online.q_values(choice.detach()).argmax(dim=1))
+        logits = gather_actions(logits, batch.actions.long().squeeze(dim=1))  # [batch_size, n_atoms]
+        next_logits = gather_actions(next_logits, online.q_values(choice.detach()).argmax(dim=1))
 
         if online.n_atoms == 1:
             target_q_values = batch.rewards + discounts * next_logits  # [batch_size, 1]
@@ -295,10 +296,10 @@ class Rainbow(WeightedUpdates, DQN):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
-def _of_actions(logits: th.Tensor, actions: th.Tensor) -> th.Tensor:
+def gather_actions(logits: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """
     :param logits: shape ``(batch_size, n_actions, n_atoms)``
     :param actions: shape ``(batch_size,)``
-    :return: those of the given actions, shape ``(batch_size, n_atoms)``
+    :return: logits of these actions, shape ``(batch_size, n_atoms)``
     """
     return logits[th.arange(len(actions), device=actions.device), actions]

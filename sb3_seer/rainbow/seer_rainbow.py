@@ -22,9 +22,9 @@ class SEERRainbow(SEERMixin, Rainbow):
     :class:`~sb3_seer.common.seer.SEERMixin`. The updates are Rainbow's own: with ``freeze_after=None`` and no augmentation
     the weights end the same to the last bit.
 
-    Differences from the released code: at the freeze all of the target network, not its convolutions alone, becomes
+    Differences from the released code: at the freeze the whole target network, not only its convolutions, becomes
     equal to the online one (as the released code does for control); the replay buffer grows at once, in chronological
-    order; the image of an episode's start is stored as the agent saw it.
+    order; the first observation of an episode is stored as the agent saw it.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
