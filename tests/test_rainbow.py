@@ -522,7 +522,10 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
         (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "`beta` must be from 0 to 1, got 2.0"),
         (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "`n_steps` must be >= 1, got 0"),
         (dict(prioritized_replay=True, optimize_memory_usage=True), "`optimize_memory_usage` must be False, got True"),
-        (dict(policy="MultiInputPolicy", env=DictLightEnv()), "`n_steps` must be 1 and `prioritized_replay` False with Dict observations, got 3 and False"),
+        (
+            dict(policy="MultiInputPolicy", env=DictLightEnv()),
+            "`n_steps` must be 1 and `prioritized_replay` False with Dict observations, got 3 and False",
+        ),
     ],
 )
 def test_arguments_are_checked(kwargs, message):

@@ -16,27 +16,28 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
     Copy weights of a saved model, after checking the shapes of all of them. Nothing else of the file is used: no
     hyperparameters, no optimizer state, no entropy coefficient.
 
-    Each network has the encoder of the one that has its name in the file, or else (a Q-network's encoder, for a quantile
-    network) of the first one there. What networks share is the first one's, which for ``SEERSAC`` is the critic.
+    The encoder of each network comes from the network of the same name in the file, or else (a Q-network's encoder, for a
+    quantile network) from the first one in the file. Shared weights come from the first network, which for ``SEERSAC`` is
+    the critic.
 
-    :param policy: where to copy them
+    :param policy: policy to copy to
     :param path: path of a model that an SB3 algorithm saved
-    :param part: ``"encoder"`` for the encoders, also the target networks', or ``"policy"`` for all networks
+    :param part: ``"encoder"`` for the encoders of all networks, or ``"policy"`` for all networks
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if the file is not that of a model with an encoder; if a weight has another shape there, or is
-        missing, or is not shared there by the networks that share it here. The policy keeps its weights then
+    :raises ValueError: if the file has no model with an encoder; if a weight is missing or has another shape there, or if
+        networks share a weight here but not there. The policy keeps its weights then
     """
     _, parameters, _ = load_from_zip_file(path, load_data=False, device=policy.device)
     saved: Any = parameters.get("policy", {})
     networks = [name for name in dict.fromkeys(map(_network, saved)) if name and not name.endswith("_target")]
     if not networks:
-        raise ValueError(f"pretrained_encoder must be a saved model with a features extractor, not {str(path)!r}")
+        raise ValueError(f"`pretrained_encoder` must be a saved model with a features extractor, got {str(path)!r}")
 
-    weights = policy.state_dict(keep_vars=True)  # the tensors themselves: what is shared can be told
+    weights = policy.state_dict(keep_vars=True)  # the tensors themselves, to see which are shared
     if part == "encoder":
         encoder = _encoder_tensors(policy)
         weights = {name: tensor for name, tensor in weights.items() if tensor in encoder}
-    problem = f"The {part} cannot be that of {str(path)!r}, which is of another architecture"
+    problem = f"The {part} of {str(path)!r} has another architecture"
     sources: dict[th.Tensor, th.Tensor] = {}
     for name, tensor in weights.items():
         network = _network(name)
@@ -48,7 +49,7 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
             there = f"{source} is {shapes[source]}" if source in saved else f"{source} is not among {shapes or networks}"
             raise ValueError(f"{problem}: {there} there, and {name} is {tuple(tensor.shape)} here")
         if part == "policy" and not th.equal(sources.get(tensor, saved[source]), saved[source]):
-            raise ValueError(f"{problem}: {name} is another network's as well here, and not there")
+            raise ValueError(f"{problem}: networks share {name} here, and not there")
         sources.setdefault(tensor, saved[source])
 
     with th.no_grad():
@@ -60,12 +61,12 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
 
 
 def _network(name: str) -> str:
-    """:return: the network whose features extractor a weight of this name belongs to, "" for other weights"""
+    """:return: the network of a weight of a features extractor, "" for other weights"""
     network, extractor, _ = name.partition(".features_extractor.")
     return network if extractor else ""
 
 
 def _encoder_tensors(policy: SEERPolicy) -> set[th.Tensor]:
-    """:return: all that the freeze takes of the networks with a latent of their own"""
+    """:return: the tensors that the freeze takes, of the networks with a latent of their own"""
     modules = [module for network in policy.encoder_networks for module in network.encoder_modules()]
     return {tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()}

@@ -20,9 +20,9 @@ class SEERDQN(SEERMixin, WeightedUpdates, DQN):
 
     Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1; there with Rainbow).
 
-    All parameters of SB3's :class:`~stable_baselines3.dqn.DQN`, with the same defaults and meaning, and those of
-    :class:`~sb3_seer.common.seer.SEERMixin`. The updates are DQN's own: with ``freeze_after=None`` and no augmentation
-    the weights end the same to the last bit. With a prioritised replay buffer, each transition's loss counts by its
+    All parameters of SB3's :class:`~stable_baselines3.dqn.DQN`, with the same defaults and meaning, and the parameters
+    of :class:`~sb3_seer.common.seer.SEERMixin`. The updates are DQN's own: with ``freeze_after=None`` and no augmentation
+    its weights are bit-identical to DQN's. With a prioritised replay buffer, each transition's loss counts by its
     weight, and its TD error is its priority: see :class:`~sb3_seer.common.q_learning.WeightedUpdates`.
     """
 
