@@ -19,8 +19,8 @@ class SEERRainbow(SEERMixin, Rainbow):
     Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1).
 
     All parameters of :class:`~sb3_seer.rainbow.rainbow.Rainbow`, with the same defaults and meaning, and the
-    parameters of :class:`~sb3_seer.common.seer.SEERMixin`. The updates are Rainbow's own: with ``freeze_after=None`` and no augmentation
-    its weights are bit-identical to Rainbow's.
+    parameters of :class:`~sb3_seer.common.seer.SEERMixin`. The updates are Rainbow's own: with ``freeze_after=None`` and no
+    augmentation its weights are bit-identical to Rainbow's.
 
     Differences from the released code: at the freeze the whole target network, not only its convolutions, becomes
     equal to the online one (as the released code does for control); the replay buffer grows at once, in chronological
