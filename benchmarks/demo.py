@@ -155,7 +155,7 @@ def main() -> None:
         policy_kwargs=dict(features_extractor_class=DataEfficientCNN, net_arch=[256]),
         seed=0,
     )
-    print(model.replay_buffer.plan())  # type: ignore[union-attr]
+    print(model.replay_buffer.plan())
     measure = Measure()
     model.learn(args.total_timesteps, callback=measure, progress_bar=True)
     show(measure, f"SEERDQN on {args.game}, {args.total_timesteps:,} steps, one CPU thread", args.output)
