@@ -95,7 +95,8 @@ def walk(callback: Any) -> Iterator[BaseCallback]:
     if not isinstance(callback, BaseCallback):
         return
     yield callback
-    children = list(getattr(callback, "callbacks", []))
+    callbacks = getattr(callback, "callbacks", [])
+    children = list(callbacks) if isinstance(callbacks, list | tuple) else []  # a user's attribute may be anything
     children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     for child in children:
         yield from walk(child)
