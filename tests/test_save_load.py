@@ -254,6 +254,10 @@ def test_latents_of_two_encoders_never_mix(tmp_path):
         model.learn(20, reset_num_timesteps=False)
     model.policy.load_state_dict(kept)
     model.learn(20, reset_num_timesteps=False)
+    # Or the next update, if a callback did it
+    model.policy.load_state_dict(other.policy.state_dict())
+    with pytest.raises(ValueError, match="latents of encoder"):
+        model.train(gradient_steps=1, batch_size=8)
     # Without latents, another encoder is welcome
     model.replay_buffer.reset()
     model.policy.load_state_dict(other.policy.state_dict())

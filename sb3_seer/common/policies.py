@@ -90,17 +90,17 @@ class LatentNetwork(BaseModel):
         """
         extractor = split(features_extractor)
         if isinstance(obs, Latents):
-            latents, others = obs.values[:, self.latent_index], obs.vector_obs
+            latents, vector_obs = obs.values[:, self.latent_index], obs.vector_obs
         else:
-            images, others = separate(center_crop(obs, self.observation_space), self.observation_space)
+            images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
             if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images)
             with self.autocast():
                 latents = extractor.projection(extractor.run_trunk(images)).float()
-        if others:
-            others = preprocess_obs(others, self.observation_space)  # type: ignore[assignment]
-        return extractor.features(latents, others)
+        if vector_obs:
+            vector_obs = preprocess_obs(vector_obs, self.observation_space)  # type: ignore[assignment]
+        return extractor.features(latents, vector_obs)
 
     def autocast(self) -> AbstractContextManager:
         """:return: the context in which the encoder runs (heads run outside of it)"""
@@ -139,6 +139,7 @@ class SEERPolicy(BasePolicy):
     encoder_frozen = False
     _frozen_modules: Sequence[nn.Module] = ()
     _cached: tuple[PyTorchObs, th.Tensor] | None = None  # see cache_latents()
+    has_loaded_weights = False  # until the algorithm has compared them with the latents in its replay buffer
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class SEERPolicy(BasePolicy):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, L): networks with a latent of their own, numbers in a latent."""
+        """(N, L): networks with a latent of their own, numbers in a latent"""
         extractors = [split(network.features_extractor) for network in self.encoder_networks]
         return len(extractors), extractors[0].latent_dim
 
@@ -223,7 +224,7 @@ class SEERPolicy(BasePolicy):
         :param detach_after_first: whether only the first network's loss trains a trunk that several share
         :return: latents of shape ``(batch_size, len(networks), L)``
         """
-        images, others = separate(observations, self.image_space)
+        images, vector_obs = separate(observations, self.image_space)
         extractor = split(networks[0].features_extractor)
         images = channels_last(images) if takes_channels_last(extractor) else map_parts(th.Tensor.contiguous, images)
         images = preprocess_images(images, self.image_space, self.normalize_images)
@@ -236,7 +237,7 @@ class SEERPolicy(BasePolicy):
                     outputs[extractor.trunk] = extractor.run_trunk(images)
                 output = outputs[extractor.trunk]
                 latents.append(extractor.projection(output.detach() if detach_after_first and latents else output))
-        return Latents(th.stack(latents, dim=1).float(), others)  # (batch_size, n_networks, L)
+        return Latents(th.stack(latents, dim=1).float(), vector_obs)  # (batch_size, n_networks, L)
 
     def _latent_networks(self) -> list[LatentNetwork]:
         """:return: all networks, including targets and networks that take another's latent"""
@@ -306,7 +307,7 @@ class SEERPolicy(BasePolicy):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of other weights."""
-        self._cached = None
+        self._cached, self.has_loaded_weights = None, True
         return super().load_state_dict(*args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -333,14 +333,14 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _check_latents(self) -> None:
         """:raises ValueError: if the replay buffer holds latents of other weights than the encoder's"""
-        if not self._holds_latents():
-            return
-        stored, ours = self.replay_buffer.encoder_fingerprint, self.policy.encoder_fingerprint()
-        if stored != ours:
-            raise ValueError(
-                f"The replay buffer holds latents of encoder {stored}, but the weights are of encoder {ours}. "
-                "Call replay_buffer.reset() before another encoder is loaded"
-            )
+        if self._holds_latents():
+            stored, ours = self.replay_buffer.encoder_fingerprint, self.policy.encoder_fingerprint()
+            if stored != ours:
+                raise ValueError(
+                    f"The replay buffer holds latents of encoder {stored}, but the weights are of encoder {ours}. "
+                    "Call replay_buffer.reset() before another encoder is loaded"
+                )
+        self.policy.has_loaded_weights = False
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if isinstance(callback, BaseCallback):
@@ -360,8 +360,11 @@ class SEERMixin(OffPolicyAlgorithm):
             self.replay_buffer.priorities.progress_remaining = self._current_progress_remaining
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        # Each train() begins with this call
         super()._update_learning_rate(optimizers)
-        zero_subnormals(self, optimizers)  # each train() begins with this call
+        zero_subnormals(self, optimizers)
+        if getattr(self.policy, "has_loaded_weights", False):
+            self._check_latents()
 
     def dump_logs(self) -> None:
         """Write log data, and what the replay buffer holds under ``seer/``."""
