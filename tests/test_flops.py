@@ -186,6 +186,13 @@ def test_the_estimate_does_not_guess_episodes() -> None:
         estimate_flops(model, np.array([10]))
 
 
+@pytest.mark.parametrize("name", ["batch_size_after_freeze", "gradient_steps_after_freeze"])
+def test_the_estimate_does_not_guess_settings_before_the_freeze(name: str) -> None:
+    model = train(SEERDQN, 0, **{name: 2})
+    with pytest.raises(ValueError, match=f"`{name}` must be None, got 2"):
+        estimate_flops(model, np.array([10]))
+
+
 @pytest.mark.parametrize("first", [40, 80])
 def test_the_count_goes_on_after_loading(first: int, tmp_path: Path) -> None:
     """Saved before and after the freeze."""

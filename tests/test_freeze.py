@@ -116,6 +116,16 @@ def test_callbacks_of_every_kind_are_kept(tmp_path):
     assert len(np.load(tmp_path / "evaluations.npz")["timesteps"]) == 2
 
 
+def test_a_users_callback_may_have_attributes_like_a_list_of_callbacks():
+    class Mine(BaseCallback):
+        callbacks, callback = 3, "reward"
+
+        def _on_step(self) -> bool:
+            return True
+
+    assert frozen_at(make_model(SEERDQN, freeze_after=30), 40, callback=[Mine()]) == 31
+
+
 def test_callback_needs_a_seer_algorithm():
     from stable_baselines3 import DQN
 
