@@ -168,8 +168,8 @@ class StubEncoder:
         self.n_inputs.append(len(images))
         return (images.float().flatten(1) @ self.weights).reshape(-1, *self.latent_shape)
 
-    def cache_latents(self, images: th.Tensor, latents: th.Tensor) -> None:
-        self.cached = images.clone(), latents
+    def cache_latents(self, images: np.ndarray, latents: th.Tensor) -> None:
+        self.cached = th.as_tensor(images).clone(), latents
 
     def encoder_fingerprint(self) -> str:
         return "stub"

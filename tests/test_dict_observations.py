@@ -366,6 +366,42 @@ def test_without_freeze_weights_and_samples_are_upstreams_to_the_last_bit(algori
         th.testing.assert_close(got.values, ours.policy.encode(were), rtol=1e-4, atol=1e-5)
 
 
+class DepthEnv(SwitchEnv):
+    """Beside the lamps, as bytes, their distances, as floats; both with the channel last."""
+
+    def __init__(self, env: LightEnv) -> None:
+        super().__init__(env)
+        size = env.size
+        self.observation_space = spaces.Dict(
+            image=spaces.Box(0, 255, (size, size, 1), np.uint8), depth=spaces.Box(0, 9, (size, size, 1), np.float32)
+        )
+
+    def _observation(self, image: np.ndarray) -> dict[str, Any]:
+        self.switch = -1
+        depth = self.unwrapped.np_random.uniform(0, 9, (*image.shape[1:], 1))
+        return dict(image=image.transpose(1, 2, 0), depth=depth.astype(np.float32))
+
+
+@pytest.mark.parametrize("size", [36, 40])
+def test_frames_of_depth_are_stored_once(size):
+    """``VecFrameStack`` stacks floats along the last axis, where SB3 leaves them; 36 pixels could be taken for 3 frames."""
+
+    def train(cls: type, **kwargs: Any) -> Any:
+        env = VecFrameStack(make_vec_env(lambda: DepthEnv(LightEnv(size=size)), n_envs=2, seed=3), 3)
+        return make_model(cls, CombinedExtractor, env=env, buffer_size=60, train_freq=2, **kwargs).learn(100)
+
+    ours, theirs = train(SEERDQN, freeze_after=None), train(DQN)
+    assert ours.observation_space["depth"].shape == (size, size, 3)
+    assert_same(ours.policy.state_dict(), theirs.policy.state_dict())
+    buffer, expected = ours.replay_buffer, seeded_sample(theirs)
+    assert_same(seeded_sample(ours).observations, expected.observations)
+    assert_same(seeded_sample(ours).next_observations, expected.next_observations)
+    frame_bytes = size * size * (1 + 4)
+    assert buffer.n_stack == 3 and buffer.nbytes == 60 * frame_bytes
+    # Of an episode of 10 steps: a frame before its first one (zeros), and its last one
+    assert buffer.extra_bytes <= (60 / 10 + 4) * 2 * frame_bytes
+
+
 def test_normalised_images_are_refused_by_name():
     env = VecNormalize(make_vec_env(lambda: make_env(DQN, boxes=True)), norm_obs_keys=["map", "vector"])
     with pytest.raises(ValueError, match=r"norm_obs_keys without image, map"):

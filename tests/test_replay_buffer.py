@@ -273,10 +273,11 @@ def test_samples_and_random_numbers_are_those_of_sb3(n_envs: int, n_steps: int, 
                     assert mine.dtype == sb3s.dtype and th.equal(mine, sb3s)
 
 
-def test_latents_are_drawn_with_the_same_random_numbers_as_images() -> None:
-    """Invariant 4: with one copy, a run draws the same transitions before and after the freeze."""
+@pytest.mark.parametrize("n_added", [3, 4, 6, 9])
+def test_latents_are_drawn_with_the_same_random_numbers_as_images(n_added: int) -> None:
+    """Invariant 4: with one copy, a run draws the same transitions before and after the freeze, also after a wrap."""
     oracle = make_oracle(12, n_envs=3)
-    oracle.add(3)
+    oracle.add(n_added)
     names, states = [], []
     for _ in range(2):
         np.random.seed(3)
@@ -858,6 +859,8 @@ def test_a_latent_larger_than_its_image_is_refused_with_the_ways_out() -> None:
     for refuses in (oracle.buffer.check_capacity, oracle.buffer.to_latents):
         with pytest.raises(ValueError) as error:
             refuses()
-        for way_out in ("'float16' holds 120", "'uint8' holds 240", "n_augmentations=1 holds 180", "features_dim=3", "to 60"):
+        for way_out in ("'float16' holds 120", "'uint8' holds 240", "n_augmentations=1 holds 180", "to 60"):
             assert way_out in str(error.value)
+    with pytest.raises(ValueError, match="features_dim=3"):
+        oracle.buffer.plan().check_capacity("features_dim")
     check(oracle)

@@ -77,6 +77,11 @@ class LatentCodec:
         return th.addcmul(offset, latents, scale)
 
 
+def batch_size(observations: Observations) -> int:
+    """:return: how many observations these are, which may be by key"""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
 class ObservationEncoder:
     """
     From images to augmented images, to K latents of each image, to stored numbers.
@@ -156,26 +161,35 @@ class ObservationEncoder:
         with th.no_grad():
             return map_parts(self.augmentation, images)
 
-    def encode(self, observations: Observations, n_to_act_on: int = 0) -> np.ndarray:
+    def encode(self, observations: Observations, to_act_on: Observations | None = None) -> np.ndarray:
         """
         One call of the encoder.
 
         :param observations: batch of images; of ``Dict`` observations, by key
-        :param n_to_act_on: how many of them, the first ones, are what the policy acts on next: it caches their latents
+        :param to_act_on: the first of them, if the policy acts on these next: it caches their latents
         :return: what to store, shape ``(batch_size, K, N, L)``
         """
         assert self.codec is not None
         images = self._to_tensors(observations)
-        inputs, to_act_on = self._inputs(images, self.n_augmentations), map_parts(lambda part: part[:n_to_act_on], images)
-        n_stored = len(next(iter(images.values())) if isinstance(images, dict) else images) * self.n_augmentations
-        if n_to_act_on > 0 and self.augmentation is not None:  # acting sees the middle of an image
-            inputs = map_parts(lambda *parts: th.cat(parts), inputs, self.policy.center_crop(to_act_on))
+        inputs = self._inputs(images, self.n_augmentations)
+        n_stored = batch_size(observations) * self.n_augmentations
+        if to_act_on is not None and self.augmentation is not None:  # acting sees the middle of an image
+            inputs = map_parts(lambda *parts: th.cat(parts), inputs, self.policy.center_crop(self._to_tensors(to_act_on)))
         latents = self.policy.encode(inputs)
-        if n_to_act_on > 0:
-            self.policy.cache_latents(to_act_on, (latents if self.augmentation is None else latents[n_stored:])[:n_to_act_on])
+        if to_act_on is not None:
+            acting = latents if self.augmentation is None else latents[n_stored:]
+            self.policy.cache_latents(to_act_on, acting[: batch_size(to_act_on)])
         stored, n_clipped = self.codec.encode(latents[:n_stored].cpu().numpy())
         self.n_clipped += n_clipped
         return stored.reshape(-1, self.n_augmentations, *stored.shape[1:])
+
+    def decode(self, stored: np.ndarray) -> th.Tensor:
+        """
+        :param stored: what is stored, shape ``(batch_size, N, L)``
+        :return: float32 latents on the device, same shape
+        """
+        assert self.codec is not None
+        return self.codec.decode(th.as_tensor(stored, device=self.device))
 
     def fit_codec(self, batches: Iterable[Observations]) -> None:
         """

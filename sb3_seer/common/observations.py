@@ -117,8 +117,15 @@ class ObservationLayout:
             if axis is None:
                 raise ValueError(f"`n_stack` must divide the channels of an image of shape {box.shape}, got {n_stack}")
             self.axes[key] = axis
-        self.sizes = [int(np.prod(box.shape)) * self.dtypes[key].itemsize // n_stack for key, box in self.images.items()]
-        self.frame_bytes = sum(self.sizes)
+        # By key, which bytes of a frame are of that image
+        self.bytes_of: dict[str, slice] = {}
+        self.frame_bytes = 0
+        for key, box in self.images.items():
+            start, self.frame_bytes = (
+                self.frame_bytes,
+                self.frame_bytes + int(np.prod(box.shape)) * box.dtype.itemsize // n_stack,
+            )
+            self.bytes_of[key] = slice(start, self.frame_bytes)
 
     def check(self, name: str, observations: Observations) -> dict[str, np.ndarray]:
         """
@@ -140,6 +147,13 @@ class ObservationLayout:
             parts[key] = part
         return parts
 
+    def images_of(self, parts: dict[str, np.ndarray]) -> Observations:
+        """
+        :param parts: observations by key
+        :return: their images, by key if the space is a ``Dict``
+        """
+        return {key: parts[key] for key in self.images} if self.is_dict else parts[""]
+
     def to_frames(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         """
         :param parts: batch of observations by key
@@ -159,8 +173,8 @@ class ObservationLayout:
         :return: the images that they are, by key if the space is a ``Dict``
         """
         images = {}
-        for (key, axis), part in zip(self.axes.items(), np.split(frames, np.cumsum(self.sizes)[:-1], axis=2), strict=True):
-            shape, part = self.shapes[key], np.ascontiguousarray(part).view(self.dtypes[key])
+        for key, axis in self.axes.items():
+            shape, part = self.shapes[key], np.ascontiguousarray(frames[:, :, self.bytes_of[key]]).view(self.dtypes[key])
             if axis > 0:
                 part = np.moveaxis(part.reshape(len(part), self.n_stack, *shape[:2], -1), 1, 3)
             images[key] = np.ascontiguousarray(part).reshape(len(part), *shape)

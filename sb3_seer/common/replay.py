@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, LatentCodec, ObservationEncoder
+from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.observations import ObservationLayout
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
@@ -192,13 +192,12 @@ class LatentReplayBuffer(ReplayBuffer):
             timeouts[:] = np.array([info.get("TimeLimit.truncated", False) for info in infos]).reshape(self.n_envs)
 
         continues = self._continues(store, parts)
-        next_frames = self.layout.to_frames(next_parts)
         if isinstance(store, ImageStore):
-            # Already as bytes where it continues
+            # Cut into frames already where it continues
             frames = store.pending if continues.all() else self.layout.to_frames(parts)
-            store.add(frames, next_frames, dones, continues)
+            store.add(frames, self.layout.to_frames(next_parts), dones, continues)
         else:
-            store.add(*self._encode_step(store, parts, next_frames, dones, continues), dones, continues)
+            store.add(*self._encode_step(store, parts, next_parts, dones, continues), dones, continues)
 
         row = self.pos
         self.actions[row], self.rewards[row], self.dones[row], self.timeouts[row] = actions, rewards, dones, timeouts
@@ -223,16 +222,16 @@ class LatentReplayBuffer(ReplayBuffer):
         self,
         store: LatentStore,
         parts: dict[str, np.ndarray],
-        next_frames: np.ndarray,
+        next_parts: dict[str, np.ndarray],
         dones: np.ndarray,
         continues: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """:return: latents of the observations and of the next ones, both of shape ``(n_envs, K, N, L)``"""
         starts = np.flatnonzero(~continues)
-        frames = np.concatenate((next_frames, self.layout.to_frames(parts)[starts] if len(starts) else next_frames[:0]))
+        new = {key: np.concatenate((next_parts[key], parts[key][starts])) for key in self.layout.images}
         # Where an episode ended, the policy acts on an observation that is not known yet
-        n_to_act_on = 0 if dones.any() else self.n_envs
-        encoded = self.encoder.encode(self.layout.to_images(frames), n_to_act_on)
+        to_act_on = None if dones.any() else self.layout.images_of(next_parts)
+        encoded = self.encoder.encode(self.layout.images_of(new), to_act_on)
         latents = store.pending.copy()
         latents[starts] = encoded[self.n_envs :]
         return latents, encoded[: self.n_envs]
@@ -333,19 +332,19 @@ class LatentReplayBuffer(ReplayBuffer):
             name: None if array is None else _repeat(self.to_torch(array, copy=False), n_views)
             for name, array in arrays.items()
         }
-        vector_obs, next_vector_obs = (
-            self._vectors(rows, envs, 0, env, n_views),
-            self._vectors(last_rows, envs, 1, env, n_views),
-        )
+        vector_obs = self._vectors(rows, envs, 0, env, n_views)
+        next_vector_obs = self._vectors(last_rows, envs, 1, env, n_views)
+        slots = self._slots(rows)
+        last_slots = slots if last_rows is rows else self._slots(last_rows)
         if isinstance(self.store, LatentStore):
-            latents, next_latents = self._sample_latents(self.store, rows, last_rows, envs, n_views)
+            latents, next_latents = self._sample_latents(self.store, slots, last_slots, envs, n_views)
             fields["observations"] = Latents(latents, vector_obs)
             fields["next_observations"] = Latents(next_latents, next_vector_obs)
         else:
             assert self.store is not None
-            frames = self.store.observations(self._ages(rows), envs)
+            frames = self.store.observations(slots, envs)
             images = self._augment(frames, n_views)
-            next_images = self._augment(self.store.next_observations(self._ages(last_rows), envs), n_views)
+            next_images = self._augment(self.store.next_observations(last_slots, envs), n_views)
             fields["observations"] = {**images, **vector_obs} if self.layout.is_dict else images
             fields["next_observations"] = {**next_images, **next_vector_obs} if self.layout.is_dict else next_images
         if self.priorities is not None:
@@ -371,31 +370,30 @@ class LatentReplayBuffer(ReplayBuffer):
         window %= self.buffer_size
         rewards = self._normalize_reward(self.rewards[window, window_envs], env)
         # A step that no step goes on from ends an episode, was left by a reset in the middle, or is the newest
-        ends = (self.timeouts[window, window_envs] > 0) | ~self.store.has_next(self._ages(window), window_envs)
+        ends = (self.timeouts[window, window_envs] > 0) | ~self.store.is_linked[self._slots(window), window_envs]
         returns, last, discounts = n_step_returns(rewards, ends, self.gamma)
         return returns, (rows + last) % self.buffer_size, discounts
 
-    def _ages(self, rows: np.ndarray) -> np.ndarray:
-        """:return: how many steps ago these rows were added, 0 for the newest"""
-        return (self.pos - 1 - rows) % self.buffer_size
+    def _slots(self, rows: np.ndarray) -> np.ndarray:
+        """:return: where these rows are in the store, same shape"""
+        assert self.store is not None
+        return self.store.slots((self.pos - 1 - rows) % self.buffer_size)
 
     def _sample_latents(
-        self, store: LatentStore, rows: np.ndarray, last_rows: np.ndarray, envs: np.ndarray, n_views: int
+        self, store: LatentStore, slots: np.ndarray, last_slots: np.ndarray, envs: np.ndarray, n_views: int
     ) -> tuple[th.Tensor, th.Tensor]:
-        """:return: latents of ``rows`` and next latents of ``last_rows``, shape ``(n_views * batch_size, N, L)``"""
+        """:return: latents and, of ``last_slots``, next latents, shape ``(n_views * batch_size, N, L)``"""
         n_copies = self.encoder.n_augmentations
         if n_copies == 1:
-            copies = np.zeros(len(rows), dtype=int)
+            copies = np.zeros(len(slots), dtype=int)
         elif n_views == 1:
-            copies = np.random.randint(0, n_copies, size=len(rows))
+            copies = np.random.randint(0, n_copies, size=len(slots))
         else:  # different ones for each transition
-            copies = np.random.random_sample((len(rows), n_copies)).argsort(axis=1)[:, :n_views].T.ravel()
-        ages, last_ages, envs = (np.tile(array, n_views) for array in (self._ages(rows), self._ages(last_rows), envs))
+            copies = np.random.random_sample((len(slots), n_copies)).argsort(axis=1)[:, :n_views].T.ravel()
+            slots, last_slots, envs = (np.tile(array, n_views) for array in (slots, last_slots, envs))
         # The same copy of both, as in the authors' code
-        stored = store.latents(ages, envs, copies), store.next_latents(last_ages, envs, copies)
-        codec = self._fitted_codec()
-        latents, next_latents = (codec.decode(self.to_torch(codes, copy=False)) for codes in stored)
-        return latents, next_latents
+        stored = store.latents(slots, envs, copies), store.next_latents(last_slots, envs, copies)
+        return self.encoder.decode(stored[0]), self.encoder.decode(stored[1])
 
     def _augment(self, frames: np.ndarray, n_views: int) -> Any:
         """:return: augmented images of these bytes"""
@@ -506,8 +504,9 @@ class LatentReplayBuffer(ReplayBuffer):
         self.vector_obs = {key: self._moved(array, n_rows) for key, array in self.vector_obs.items()}
         if self.priorities is not None:
             self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), n_rows).reshape(-1)
-        if images.is_open.all():  # the policy acts on these next
-            self.encoder.encode(self.layout.to_images(images.pending), n_to_act_on=self.n_envs)
+        if images.is_open.all():
+            next_images = self.layout.images_of(self.last_next_obs)
+            self.encoder.encode(next_images, to_act_on=next_images)
         self.store = latents
 
     def _moved(self, array: np.ndarray, n_rows: int) -> np.ndarray:
@@ -530,13 +529,9 @@ class LatentReplayBuffer(ReplayBuffer):
         total = self.n_valid * self.n_envs
         picks = np.linspace(0, total - 1, min(total, MAX_FIT_OBSERVATIONS)).astype(int)
         self.encoder.fit_codec(
-            self.layout.to_images(images.observations(self._ages(some // self.n_envs), some % self.n_envs))
+            self.layout.to_images(images.observations(self._slots(some // self.n_envs), some % self.n_envs))
             for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS))
         )
-
-    def _fitted_codec(self) -> LatentCodec:
-        assert self.encoder.codec is not None
-        return self.encoder.codec
 
 
 def _repeat(tensor: th.Tensor, n_views: int) -> th.Tensor:

@@ -2,7 +2,7 @@
 Observations once each, in one arena of bytes: as images before the freeze, as latents after it.
 
 The next observation of a step is the observation of the step after it. Only where it is not (the end of an episode, a
-reset in the middle) is it kept beside the ring. A step is addressed by its age: 0 is the newest, 1 the one before.
+reset in the middle) is it kept beside the ring.
 """
 
 from abc import ABC, abstractmethod
@@ -40,18 +40,10 @@ class ObservationStore(ABC):
 
     def slots(self, ages: np.ndarray) -> np.ndarray:
         """
-        :param ages: of steps
+        :param ages: of steps, 0 for the newest, 1 for the one before
         :return: where they are in the ring, same shape
         """
         return (self.newest - ages) % len(self.ring)
-
-    def has_next(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """
-        :param ages: of steps
-        :param envs: same shape
-        :return: whether the step after each of them goes on from it, same shape
-        """
-        return self.is_linked[self.slots(ages), envs]
 
     def _advance(self, continues: np.ndarray) -> int:
         """
@@ -151,14 +143,13 @@ class ImageStore(ObservationStore):
         for env in done.nonzero()[0].tolist():
             self.extra_next[slot, env] = self._pending_of(env)
 
-    def observations(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+    def observations(self, slots: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
-        :param ages: of steps, shape ``(batch_size,)``
+        :param slots: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :return: bytes of their observations, shape ``(batch_size, n_stack, frame_bytes)``
         """
         n_slots, n_envs, _ = self.ring.shape
-        slots = self.slots(ages)
         frames = (slots[:, None] + np.arange(1 - self.n_stack, 1)) % n_slots * n_envs + envs[:, None]  # [batch_size, n_stack]
         # take() copies a frame at a time, several times faster than indexing with an array
         stacks = self.ring.reshape(n_slots * n_envs, -1).take(frames, axis=0)
@@ -172,15 +163,15 @@ class ImageStore(ObservationStore):
             stacks[i, :start] = stacks[i, start]
         return stacks
 
-    def next_observations(self, ages: np.ndarray, envs: np.ndarray) -> np.ndarray:
+    def next_observations(self, slots: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
-        :param ages: of steps, shape ``(batch_size,)``
+        :param slots: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :return: bytes of their next observations, shape ``(batch_size, n_stack, frame_bytes)``
         """
-        has_next, slots = self.has_next(ages, envs), self.slots(ages)
-        stacks = self.observations(ages - has_next, envs)
-        for i in (~has_next).nonzero()[0].tolist():
+        is_linked = self.is_linked[slots, envs]
+        stacks = self.observations((slots + is_linked) % len(self.ring), envs)
+        for i in (~is_linked).nonzero()[0].tolist():
             env = int(envs[i])
             extra = self.extra_next.get((int(slots[i]), env), self.pending[env])
             # One frame where it is the observation shifted by a frame, otherwise the whole stack
@@ -225,27 +216,27 @@ class LatentStore(ObservationStore):
         for env in done.nonzero()[0].tolist():
             self.extra_next[slot, env] = self._pending_of(env)
 
-    def latents(self, ages: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    def latents(self, slots: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
-        :param ages: of steps, shape ``(batch_size,)``
+        :param slots: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :param copies: which of the K augmented copies, shape ``(batch_size,)``
         :return: stored latents of their observations, shape ``(batch_size, N, L)``
         """
         _, n_envs, n_copies, *shape = self.ring.shape
-        records = (self.slots(ages) * n_envs + envs) * n_copies + copies  # [batch_size]
+        records = (slots * n_envs + envs) * n_copies + copies  # [batch_size]
         return self.ring.reshape(-1, *shape).take(records, axis=0)
 
-    def next_latents(self, ages: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    def next_latents(self, slots: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
-        :param ages: of steps, shape ``(batch_size,)``
+        :param slots: of steps, shape ``(batch_size,)``
         :param envs: shape ``(batch_size,)``
         :param copies: which of the K augmented copies, shape ``(batch_size,)``
         :return: stored latents of their next observations, shape ``(batch_size, N, L)``
         """
-        has_next, slots = self.has_next(ages, envs), self.slots(ages)
-        latents = self.latents(ages - has_next, envs, copies)
-        for i in (~has_next).nonzero()[0].tolist():
+        is_linked = self.is_linked[slots, envs]
+        latents = self.latents((slots + is_linked) % len(self.ring), envs, copies)
+        for i in (~is_linked).nonzero()[0].tolist():
             env = int(envs[i])
             latents[i] = self.extra_next.get((int(slots[i]), env), self.pending[env])[copies[i]]
         return latents
@@ -267,25 +258,26 @@ def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, enc
     """
     n_envs = images.ring.shape[1]
     ages = np.arange(n_rows)
-    ages = ages[np.argsort(images.slots(ages))]  # in the order of the slots
-    n_newer = int((images.slots(ages) <= images.newest).sum())  # slots up to the newest step
+    slots = np.sort(images.slots(ages))
+    n_newer = int((slots <= images.newest).sum())  # those up to the newest step
     latents.newest, latents.size = n_newer - 1, n_rows
     latents.is_linked[latents.slots(ages)] = images.is_linked[images.slots(ages)]
 
     # First the few observations without a slot, while all their other frames are there
     latents.pending, latents.is_open = encode(images.pending), images.is_open
-    keys = np.array([((images.newest - slot) % len(images.ring), env) for slot, env in images.extra_next]).reshape(-1, 2)
-    keys = keys[keys[:, 0] < n_rows]  # ages and envs
-    for some in np.split(keys, range(chunk, len(keys), chunk)) if len(keys) else []:
-        encoded = encode(images.next_observations(some[:, 0], some[:, 1]))
-        for slot, env, values in zip(latents.slots(some[:, 0]).tolist(), some[:, 1].tolist(), encoded, strict=True):
-            latents.extra_next[slot, env] = values.copy()
+    keys = np.array(list(images.extra_next), dtype=int).reshape(-1, 2)
+    keys = keys[np.isin(keys[:, 0], slots)]  # slots and envs
+    for i in range(0, len(keys), chunk):
+        some, envs = keys[i : i + chunk].T
+        encoded = encode(images.next_observations(some, envs))
+        new_slots = latents.slots((images.newest - some) % len(images.ring))
+        latents.extra_next.update(zip(zip(new_slots.tolist(), envs.tolist(), strict=True), encoded.copy(), strict=True))
 
     chunk = max(chunk, images.n_stack - 1)
 
     def read() -> Iterator[tuple[int, np.ndarray]]:
         for first in range(0, n_rows + chunk, chunk):  # the last one is empty
-            some = ages[first : first + chunk]
+            some = slots[first : first + chunk]
             yield first, images.observations(some.repeat(n_envs), np.tile(np.arange(n_envs), len(some)))
 
     with tqdm(total=n_rows * n_envs, desc="images to latents", delay=2) as bar:

@@ -46,7 +46,7 @@ class LatentEncoder(Protocol):
         :return: the middle of images that are larger than the encoder takes
         """
 
-    def cache_latents(self, observations: PyTorchObs, latents: th.Tensor) -> None:
+    def cache_latents(self, observations: Observations, latents: th.Tensor) -> None:
         """
         :param observations: images that are acted on next, shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
         :param latents: of their middle, shape ``(n_envs, N, L)``
