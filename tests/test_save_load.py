@@ -1,6 +1,7 @@
 """Saving and loading before, at and after the freeze."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
 from sb3_seer.common.buffer_file import describe
 from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
 
@@ -301,3 +302,15 @@ def test_the_message_names_the_file_to_move_away(tmp_path):
     with pytest.raises(ValueError, match=r"replay_buffer\.pkl holds latents .* is not frozen\. .* or move this file away"):
         loaded.load_replay_buffer(tmp_path / "replay_buffer.pkl")
     loaded.learn(20, reset_num_timesteps=False)
+
+
+def test_a_frozen_model_of_version_0_1_0_loads():
+    """It has uint8 latents of cropped images. What it says of some images was written by 0.1.0."""
+    data = Path(__file__).parent / "data"
+    model = SEERRainbow.load(data / "0.1.0_model.zip", env=LightEnv(size=24), device="cpu")
+    observations = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24), dtype=np.uint8)
+    with np.load(data / "0.1.0_model_expected.npz") as expected:
+        np.testing.assert_allclose(model.encode(observations).numpy(), expected["latents"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], expected["actions"])
+    assert model.encoder_frozen and model.replay_buffer.encoder.codec.scale.shape == (1, 4)
+    model.learn(30, reset_num_timesteps=False)
