@@ -100,7 +100,7 @@ def test_anchors_are_of_the_critic_and_keys_of_the_target(monkeypatch):
         network.features_extractor(images.float() / 255).detach()
         for network, images in ((model.critic, batch.observations), (model.critic_target, batch.positives))
     )
-    model._update_encoder(batch, 0, {"cpc_loss": []})
+    model._update_encoder(batch, {"cpc_loss": []})
     th.testing.assert_close(seen["anchors"], anchors)
     th.testing.assert_close(seen["keys"], keys)
     assert seen["weight"] is model.bilinear.weight
@@ -203,7 +203,7 @@ def test_the_contrastive_loss_trains_the_critics_encoder_and_w_alone(extractor):
     # The second update leaves the gradients of the critic's loss
     model.train(gradient_steps=2, batch_size=8)
     before = weights_of(model)
-    model._update_encoder(model.replay_buffer.sample(8), 0, {"cpc_loss": []})
+    model._update_encoder(model.replay_buffer.sample(8), {"cpc_loss": []})
     # The actor shares the critic's convolutions (all of an extractor that is not split)
     shared = "actor.features_extractor." + ("trunk" if extractor is TinyEncoder else "")
     assert moved(model, before) == names(model, "critic.features_extractor.", shared, "W")
@@ -234,7 +234,7 @@ def test_the_contrastive_loss_takes_two_steps_with_one_gradient():
     keys = model.critic_target.features_extractor(batch.positives.float() / 255).detach()
     loss = contrastive_loss(anchors, keys, model.bilinear.weight)
     gradients = th.autograd.grad(loss, [*extractor.parameters(), model.bilinear.weight])
-    model._update_encoder(batch, 0, {"cpc_loss": []})
+    model._update_encoder(batch, {"cpc_loss": []})
     after = weights_of(model)
     for (name, _), gradient in zip(extractor.named_parameters(), gradients[:-1], strict=True):
         name = f"critic.features_extractor.{name}"
@@ -427,10 +427,10 @@ def test_without_images_it_is_sac(tmp_path):
     "kwargs, message",
     [
         (dict(augmentation=None), "augmentation: None was given.*random_crop.*random_shift.*cpc_update_freq=None"),
-        (dict(cpc_update_freq=0), "cpc_update_freq: 0 was given, allowed are None .never. and integers from 1"),
-        (dict(actor_update_freq=None), "actor_update_freq: None was given, allowed are integers from 1"),
-        (dict(target_update_interval=0.5), "target_update_interval: 0.5 was given, allowed are integers from 1"),
-        (dict(encoder_tau=1.5), "encoder_tau: 1.5 was given, allowed are numbers from 0 to 1"),
+        (dict(cpc_update_freq=0), "`cpc_update_freq` must be None .never. or an integer >= 1, got 0"),
+        (dict(actor_update_freq=None), "`actor_update_freq` must be an integer >= 1, got None"),
+        (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),
+        (dict(encoder_tau=1.5), "`encoder_tau` must be between 0 and 1, got 1.5"),
     ],
 )
 def test_what_is_not_allowed_is_refused(kwargs, message):

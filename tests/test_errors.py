@@ -166,7 +166,7 @@ def test_a_wrapper_that_takes_an_image_out_of_a_dict_outside_of_vec_normalize():
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
 @pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL])
 def test_priorities_that_sb3s_sac_would_not_look_at(algorithm):
-    with pytest.raises(ValueError, match=r"PrioritizedReplayBuffer was given.*no priorities"):
+    with pytest.raises(ValueError, match=r"got PrioritizedReplayBuffer.*no priorities"):
         algorithm("MlpPolicy", "Pendulum-v1", buffer_size=10, replay_buffer_class=PrioritizedReplayBuffer)
 
 

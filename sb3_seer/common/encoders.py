@@ -164,19 +164,25 @@ class PixelEncoder(LayeredExtractor):
     four 3x3 convolutions with 32 filters (strides 2, 1, 1, 1), a linear layer to the latent, and layer
     normalisation as the head. The freeze takes the convolutions and the linear layer.
 
-    As in the released code, there is no tanh after the normalisation, and the weights are initialised
-    delta-orthogonally (convolutions) and orthogonally (linear). Unlike it, the normalisation keeps learning
-    after the freeze: the paper freezes the convolutions and the linear layer only.
+    As in the released code, the weights are initialised delta-orthogonally (convolutions) and orthogonally (linear).
+    Unlike it, the normalisation keeps learning after the freeze: the paper freezes the convolutions and the linear
+    layer only.
 
     :param observation_space: (channels-first) image space
     :param latent_dim: outputs of the linear layer (50 in the paper), the numbers in a latent if the freeze takes it
     :param n_filters: filters of each convolution
+    :param tanh: whether a tanh follows the normalisation, as in SAC-AE and DrQ (not in CURL and SEER)
     :param freeze_at: the last layer that is frozen: ``"conv1"`` to ``"conv4"``, or ``"fc1"``, the linear layer
     :raises ValueError: if there is no such layer
     """
 
     def __init__(
-        self, observation_space: spaces.Box, latent_dim: int = 50, n_filters: int = 32, freeze_at: str = "fc1"
+        self,
+        observation_space: spaces.Box,
+        latent_dim: int = 50,
+        n_filters: int = 32,
+        freeze_at: str = "fc1",
+        tanh: bool = False,
     ) -> None:
         n_channels = observation_space.shape[0]
         layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU(inplace=True)]
@@ -184,7 +190,9 @@ class PixelEncoder(LayeredExtractor):
             layers += [nn.Conv2d(n_filters, n_filters, kernel_size=3), nn.ReLU(inplace=True)]
         convolutions = nn.Sequential(ChannelsLast(), *layers)
         fc1 = nn.Linear(_n_flatten(convolutions, observation_space), latent_dim)
-        super().__init__(observation_space, convolutions, fc1, nn.LayerNorm(latent_dim), freeze_at)
+        normalization = nn.LayerNorm(latent_dim)
+        head = nn.Sequential(normalization, nn.Tanh()) if tanh else normalization
+        super().__init__(observation_space, convolutions, fc1, head, freeze_at)
         self.apply(_delta_orthogonal_init)
 
 

@@ -20,7 +20,6 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.dqn import DQN
-from stable_baselines3.sac import SAC
 from torch import nn
 
 from sb3_seer.common.callbacks import freeze_step, walk
@@ -110,26 +109,17 @@ class Passes(NamedTuple):
 
 def find_passes(model: Any) -> Passes | None:
     """
-    An algorithm may have an attribute ``flops_passes``. Otherwise:
+    The attribute ``flops_passes`` of an algorithm (SEERSAC, SEERCURL) comes first. Otherwise:
 
     * DQN, QR-DQN: F = 2, the observations through the online network and the next ones through the target; B = 1.
     * Double Q-learning (Rainbow): F = 3, as the next observations also pass through the online network. With these, the
       formula gives the 45T operations of the paper (SEER, Table 1).
-    * SEERSAC: F = 3, B = 1. Of the encoder: the observations, and the next ones for the actor and for the target. Of the
-      heads, the actor passes forward twice and each critic three times; each backward once, and the critics once more for
-      the gradient of the actions alone. Three and one for all of them is right within 10% of the heads.
-    * SEERCURL: for its contrastive loss, two more forward passes of the encoder and one backward. The released code has
-      another forward pass in every second update, as it encodes the observations again for the actor.
 
     :param model: an off-policy algorithm
     :return: the passes of a gradient step, None if they are not known
     """
     if hasattr(model, "flops_passes"):
         return model.flops_passes
-    if isinstance(model, SAC) and isinstance(model.policy, SEERPolicy):
-        contrastive_freq = getattr(model, "cpc_update_freq", None)
-        contrastive = 0 if contrastive_freq is None else 1 / contrastive_freq
-        return Passes(3, 1, encoder_forward=2 * contrastive, encoder_backward=contrastive)
     if isinstance(model, DQN | QRDQN):
         return Passes(3 if getattr(model, "double_q", False) else 2, 1)
     return None

@@ -26,6 +26,10 @@ class Latents:
     def __len__(self) -> int:
         return len(self.values)
 
+    def first(self, n: int) -> "Latents":
+        """:return: the first ``n`` latents of the batch"""
+        return Latents(self.values[:n], {key: part[:n] for key, part in self.vector_obs.items()})
+
     def detach(self) -> "Latents":
         """:return: the same latents without the graph that computed them"""
         return Latents(self.values.detach(), self.vector_obs)

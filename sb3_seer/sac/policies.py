@@ -1,6 +1,8 @@
+import warnings
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -9,7 +11,7 @@ from stable_baselines3.sac.policies import CnnPolicy as SB3CnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
-from sb3_seer.common.extractors import SplitExtractor
+from sb3_seer.common.extractors import SplitExtractor, split
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.type_aliases import Latents
 
@@ -21,7 +23,17 @@ class LatentCritic(LatentNetwork, ContinuousCritic):
 
 
 class LatentActor(LatentNetwork, Actor):
-    """Actor that takes images or latents. Its loss trains what is its own, never what it has from the critic."""
+    """
+    Actor that takes images or latents. Its loss trains its own weights, never those that it shares with the critic.
+
+    :param log_std_bounds: see :class:`SEERSACPolicy`
+    """
+
+    shares_extractor = False
+
+    def __init__(self, *args: Any, log_std_bounds: tuple[float, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_std_bounds = log_std_bounds
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         if isinstance(obs, Latents) and self.latent_index == LatentCritic.latent_index:
@@ -29,28 +41,74 @@ class LatentActor(LatentNetwork, Actor):
         features = super().extract_features(obs, features_extractor)
         return features.detach() if self.shares_extractor else features
 
-    shares_extractor = False
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+        """
+        :param obs: images or latents
+        :return: mean and log standard deviation of the actions before the tanh, both of shape ``(batch_size, action_dim)``,
+            and optional keyword arguments
+        """
+        if self.log_std_bounds is None:
+            return super().get_action_dist_params(obs)
+        latent_pi = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        low, high = self.log_std_bounds
+        log_std = th.tanh(self.log_std(latent_pi))  # type: ignore[operator]  # a layer, as gSDE is refused
+        log_std = low + 0.5 * (high - low) * (log_std + 1.0)
+        return self.mu(latent_pi), log_std, {}
 
 
 class SEERSACPolicy(SEERPolicy, SACPolicy):
     """
-    Policy of ``SEERSAC``. Parameters as SB3's ``SACPolicy``, and ``SEERPolicy``.
+    Policy of ``SEERSAC``. Parameters as SB3's ``SACPolicy`` and ``SEERPolicy``, and those listed here.
 
-    The critic's loss trains the encoder, the actor learns from what that puts out (SAC-AE, DrQ, CURL). In SB3
+    The critic's loss trains the encoder, and the actor learns from its latents (SAC-AE, CURL, DrQ). In SB3
     the actor's loss trains a shared features extractor, and separate ones run the convolutions five times
     in a gradient step instead of three.
 
     :param share_features_extractor: If False, the actor shares the critic's convolutions and has a projection
         and a head of its own, as in the paper (N = 2 latents if there is a projection). If True, it shares all of
-        the critic's extractor (N = 1). An extractor that is no ``SplitExtractor`` is always shared: nothing tells
-        its convolutions from the rest. Convolutions that come after the freeze (``freeze_at``) are shared as well, so the
-        actor's loss never trains one; they run once for each network, and N = 1.
+        the critic's extractor (N = 1). Only a ``SplitExtractor`` tells its convolutions from the rest: any other is always
+        shared (a warning says so if False was asked for). Convolutions after the freeze (``freeze_at``) are shared as well,
+        so the actor's loss never trains one; they run once for each network, and N = 1. None: False where that is possible
+    :param ortho_init: orthogonal weights and zero biases for the linear layers of actor and critics (CURL, DrQ:
+        https://arxiv.org/abs/2004.13649, appendix), in place of PyTorch's default
+    :param log_std_bounds: squash the actor's log standard deviation into this range by a tanh ((-10, 2) in SAC-AE, CURL and
+        DrQ). None: clamp it into [-20, 2], as SB3 does
     :param optimizer_kwargs: as in SB3; Adam is fused unless they say otherwise: the same updates in one pass over the weights
+    :raises ValueError: for ``log_std_bounds`` that are not two increasing numbers, or together with gSDE
     """
 
     actor: LatentActor
     critic: LatentCritic
     critic_target: LatentCritic
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *args: Any,
+        share_features_extractor: bool | None = None,
+        ortho_init: bool = False,
+        log_std_bounds: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if log_std_bounds is not None:
+            low, high = log_std_bounds
+            if not low < high:
+                raise ValueError(f"`log_std_bounds` must be two increasing numbers, got {log_std_bounds!r}")
+            if kwargs.get("use_sde"):
+                raise ValueError(f"`log_std_bounds` must be None with use_sde=True, got {log_std_bounds!r}")
+        self.ortho_init = ortho_init
+        self.log_std_bounds = log_std_bounds
+        self._asked_for_own_extractor = share_features_extractor is False
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            *args,
+            share_features_extractor=bool(share_features_extractor),
+            **kwargs,
+        )
 
     def _build(self, lr_schedule: Schedule) -> None:
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and "foreach" not in self.optimizer_kwargs:
@@ -59,6 +117,8 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             kwargs["observation_space"] = self.image_space
 
         self.critic = self.make_critic()
+        if self.ortho_init:
+            nn.ModuleList(self.critic.q_networks).apply(_init_orthogonal)
         self.critic_target = self.make_critic()
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.set_training_mode(False)
@@ -74,6 +134,17 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
         else:
             self.actor = self.make_actor(extractor)
             self.actor.shares_extractor = True
+            if self._asked_for_own_extractor:
+                warnings.warn(
+                    f"share_features_extractor=False has no effect with {type(extractor).__name__}, which actor and critic "
+                    "share: only a SplitExtractor tells the convolutions from the rest",
+                    stacklevel=2,
+                )
+
+        if self.ortho_init:
+            for module in (self.actor.latent_pi, self.actor.mu, self.actor.log_std):
+                if isinstance(module, nn.Module):  # with gSDE, log_std is a matrix
+                    module.apply(_init_orthogonal)
 
         optimizer_kwargs: dict[str, Any] = dict(lr=lr_schedule(1), **self.optimizer_kwargs)
         self.critic.optimizer = self.optimizer_class(self.critic.parameters(), **optimizer_kwargs)
@@ -85,7 +156,8 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
         return [parameter for parameter in self.actor.parameters() if parameter not in critic_parameters]
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> LatentActor:
-        return LatentActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return LatentActor(**kwargs, log_std_bounds=self.log_std_bounds).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> LatentCritic:
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -118,6 +190,47 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             both = self._encode(next_observations, [*self.encoder_networks, *self.target_networks])
         n = len(self.encoder_networks)
         return latents, Latents(both.values[:, :n], both.vector_obs), Latents(both.values[:, n:], both.vector_obs)
+
+    def image_features(self, critic: LatentCritic, latents: Latents) -> th.Tensor:
+        """
+        :param critic: the critic, or the target critic
+        :param latents: shape ``(batch_size, N, L)``, its own first
+        :return: features of the images alone, shape ``(batch_size, n_features)``: in a contrastive loss, the other keys of a
+            ``Dict`` would tell an observation from all others at once
+        """
+        extractor = split(critic.features_extractor)
+        values = latents.values[:, LatentCritic.latent_index]
+        return extractor.head(values) if isinstance(extractor, SplitExtractor) else values
+
+    @property
+    def n_image_features(self) -> int:
+        """numbers in the ``image_features`` of an observation"""
+        latents = Latents(th.zeros(1, *self.latent_shape, device=self.device))
+        with th.no_grad():
+            return self.image_features(self.critic_target, latents).shape[1]
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "ortho_init": self.ortho_init, "log_std_bounds": self.log_std_bounds}
+
+
+def split_parameters(network: LatentNetwork) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """
+    :param network: an actor or a critic
+    :return: its parameters that are not its features extractor's, and those that are; a frozen encoder's are left out
+    """
+    extractor_parameters = set(network.features_extractor.parameters())
+    parameters = list(network.parameters())
+    return (
+        [parameter for parameter in parameters if parameter not in extractor_parameters],
+        [parameter for parameter in parameters if parameter in extractor_parameters],
+    )
+
+
+def _init_orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 class CnnPolicy(SEERSACPolicy, SB3CnnPolicy):

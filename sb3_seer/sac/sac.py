@@ -1,19 +1,25 @@
+import inspect
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.sac import SAC
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_seer.common.flops import Passes
 from sb3_seer.common.policies import polyak_update
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy
+from sb3_seer.sac.contrastive import ContrastiveDynamics
+from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy, split_parameters
 
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
 
@@ -34,7 +40,25 @@ class SEERSAC(SEERMixin, SAC):
     * with a prioritised replay buffer, the critics' squared errors count by the weights of the transitions, and the
       priority of one is the mean of the critics' absolute errors.
 
-    With ``MlpPolicy`` it is SB3's SAC.
+    With ``MlpPolicy`` it is SB3's SAC: the parameters below, which concern images, must keep their defaults then.
+
+    :param args: as for SB3's SAC and ``SEERMixin``
+    :param n_views: augmented views of each sampled transition, of its own augmentations. The targets are averaged over
+        the views of the next observation and the critic's loss over those of the observation, as in DrQ
+        (https://arxiv.org/abs/2004.13649, equations 1 to 3, with K = M = ``n_views``); the actor learns from one. In the
+        latents stage they are ``n_views`` of the K stored copies
+    :param actor_update_freq: gradient steps for one of the actor and the entropy coefficient (CURL and DrQ: 2)
+    :param target_update_interval: gradient steps for one update of the target, counted over all of the training
+        (SB3 counts from zero whenever it trains)
+    :param encoder_tau: Polyak coefficient of the target critic's features extractor, between 0 and 1 (CURL: 0.05).
+        None: ``tau``, as for the Q-networks
+    :param ent_coef_learning_rate: of the entropy coefficient; a number, or a function of the progress remaining (from 1
+        to 0). None: ``learning_rate``
+    :param ent_coef_betas: Adam's betas for the entropy coefficient (CURL: (0.5, 0.999))
+    :param dynamics_coef: weight of a loss on the dynamics, which trains the encoder together with the critic's loss until the
+        freeze, see :class:`~sb3_seer.sac.contrastive.ContrastiveDynamics`. It costs no pass of the encoder. 0: no such loss
+    :param kwargs: as for SB3's SAC and ``SEERMixin``
+    :raises ValueError: for a parameter outside of what is said here
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -42,15 +66,106 @@ class SEERSAC(SEERMixin, SAC):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    actor_update_freq = 1  # gradient steps for one of the actor and the entropy coefficient
+
+    def __init__(
+        self,
+        *args: Any,
+        n_views: int = 1,
+        actor_update_freq: int = 1,
+        encoder_tau: float | None = None,
+        ent_coef_learning_rate: float | Schedule | None = None,
+        ent_coef_betas: tuple[float, float] = (0.9, 0.999),
+        dynamics_coef: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.n_views = n_views
+        self.actor_update_freq = actor_update_freq
+        self.encoder_tau = encoder_tau
+        self.ent_coef_learning_rate = ent_coef_learning_rate
+        self.ent_coef_betas = ent_coef_betas
+        self.dynamics_coef = dynamics_coef
+        # Only with images and a dynamics_coef
+        self.dynamics: ContrastiveDynamics | None = None
+        self.dynamics_optimizer: th.optim.Optimizer | None = None
+        super().__init__(*args, **kwargs)
+
+    def _set_up_without_encoder(self, why_not: str) -> None:
+        # SEERCURL has other defaults for some
+        signatures = [inspect.signature(cls.__init__).parameters for cls in (SEERSAC, type(self))]
+        defaults = {name: parameter.default for parameters in signatures for name, parameter in parameters.items()}
+        for name in (
+            "n_views",
+            "actor_update_freq",
+            "encoder_tau",
+            "ent_coef_learning_rate",
+            "ent_coef_betas",
+            "dynamics_coef",
+        ):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"`{name}` must be {defaults[name]} without images, got {getattr(self, name)!r}")
+        super()._set_up_without_encoder(why_not)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("n_views", "actor_update_freq", "target_update_interval"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}")
+        if self.n_views > self.n_augmentations:
+            raise ValueError(
+                f"`n_views` must be <= n_augmentations={self.n_augmentations}, got {self.n_views}: "
+                "the views are different augmented copies"
+            )
+        if self.encoder_tau is not None and not 0.0 <= self.encoder_tau <= 1.0:
+            raise ValueError(f"`encoder_tau` must be between 0 and 1, got {self.encoder_tau!r}")
+        if self.dynamics_coef < 0.0:
+            raise ValueError(f"`dynamics_coef` must be >= 0, got {self.dynamics_coef!r}")
+        if self.dynamics_coef > 0.0 and self.n_steps > 1:
+            raise ValueError(
+                f"`dynamics_coef` must be 0 with n_steps={self.n_steps}, got {self.dynamics_coef}: the next observation of a "
+                "sample is then several actions away"
+            )
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        rate = self.ent_coef_learning_rate
+        self.ent_coef_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
 
     def _setup_model(self) -> None:
         super()._setup_model()
         if is_prioritized(self.replay_buffer) and not isinstance(self.policy, SEERSACPolicy):
             raise ValueError(
-                f"replay_buffer_class: {type(self.replay_buffer).__name__} was given, and without images SB3's SAC trains, "
-                "which knows no priorities: allowed are SB3's replay buffers and None"
+                f"`replay_buffer_class` must be one of SB3's replay buffers or None without images, got "
+                f"{type(self.replay_buffer).__name__}: SB3's SAC knows no priorities"
             )
+        if self.ent_coef_optimizer is not None and isinstance(self.policy, SEERSACPolicy):
+            beta1, beta2 = self.ent_coef_betas
+            assert self.log_ent_coef is not None
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.ent_coef_lr_schedule(1), betas=(beta1, beta2))
+        if self.dynamics_coef > 0.0 and isinstance(self.policy, SEERSACPolicy):
+            action_dim = get_action_dim(self.action_space)
+            self.dynamics = ContrastiveDynamics(self.policy.n_image_features, action_dim).to(self.device)
+            self.dynamics_optimizer = th.optim.Adam(self.dynamics.parameters(), lr=self.lr_schedule(1))
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, saved_pytorch_variables = super()._get_torch_save_params()
+        if self.dynamics is not None:
+            state_dicts = [*state_dicts, "dynamics", "dynamics_optimizer"]
+        return state_dicts, saved_pytorch_variables
+
+    @property
+    def flops_passes(self) -> Passes | None:
+        """
+        Per view, F = 3 and B = 1. Of the encoder: the observations, and the next ones for the actor and for the target. Of the
+        heads, the actor passes forward twice and each critic three times; each backward once, and the critics once more for
+        the gradient of the actions alone: three and one for all of them is right within 10% of the heads (one view).
+        """
+        return Passes(3 * self.n_views, self.n_views) if isinstance(self.policy, SEERSACPolicy) else None
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.ent_coef_learning_rate is not None and self.ent_coef_optimizer is not None:
+            update_learning_rate(self.ent_coef_optimizer, self.ent_coef_lr_schedule(self._current_progress_remaining))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -70,10 +185,13 @@ class SEERSAC(SEERMixin, SAC):
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
 
+        # A user's buffer may have the sample() of SB3
+        views = dict(n_views=self.n_views) if self.n_views > 1 else {}
         # Read at the end: each .item() would make the host wait for the device
         logs: dict[str, list[th.Tensor]] = defaultdict(list)
-        for gradient_step in range(gradient_steps):
-            batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        for _ in range(gradient_steps):
+            # Every field has a row for each view: (n_views * batch_size, ...)
+            batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env, **views)
             discounts = batch.discounts if batch.discounts is not None else self.gamma
             weights = batch.weights if prioritized else 1.0
             latents, next_latents, target_latents = self.policy.encode_batch(batch.observations, batch.next_observations)
@@ -82,15 +200,18 @@ class SEERSAC(SEERMixin, SAC):
                 self.actor.reset_noise()
             ent_coef = self._ent_coef()
             logs["ent_coef"].append(ent_coef.mean())
-            if update_actor := self._is_due(self.actor_update_freq, gradient_step):
-                actions_pi, log_prob = self.actor.action_log_prob(latents)  # type: ignore[arg-type]
+            if update_actor := self._is_due(self.actor_update_freq):
+                latents_pi = latents.first(batch_size)  # one view is enough for the actor, as in DrQ's code
+                actions_pi, log_prob = self.actor.action_log_prob(latents_pi)  # type: ignore[arg-type]
                 self._update_ent_coef(log_prob, logs)
 
             with th.no_grad():
-                # Soft value of the next observation, the smallest of the target critics': (batch_size, 1)
+                # Soft value of the next observation, the smallest of the target critics': (n_views * batch_size, 1)
                 next_actions, next_log_prob = self.actor.action_log_prob(next_latents)  # type: ignore[arg-type]
                 next_q_values = self._min_q_value(self.critic_target, target_latents, next_actions)
                 next_values = next_q_values - ent_coef * next_log_prob.reshape(-1, 1)
+                if self.n_views > 1:  # their mean for every view of a transition, DrQ equation 1
+                    next_values = next_values.reshape(self.n_views, batch_size, 1).mean(dim=0).repeat(self.n_views, 1)
                 target_q_values = batch.rewards + (1 - batch.dones) * discounts * next_values
 
             current_q_values = self.critic(latents, batch.actions)
@@ -98,13 +219,27 @@ class SEERSAC(SEERMixin, SAC):
                 (weights * F.mse_loss(current_q, target_q_values, reduction="none")).mean() for current_q in current_q_values
             )
             assert isinstance(critic_loss, th.Tensor)
+            logs["critic_loss"].append(critic_loss.detach())
             # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
+            parameters = _learning(self.critic.parameters())
             self.critic.optimizer.zero_grad()
-            critic_loss.backward(inputs=_learning(self.critic.parameters()))
+            if self.dynamics is not None and self.dynamics_optimizer is not None and not self.encoder_frozen:
+                features, next_features = (
+                    self.policy.image_features(critic, latents.first(batch_size))
+                    for critic, latents in ((self.policy.critic, latents), (self.policy.critic_target, target_latents))
+                )
+                dynamics_loss = self.dynamics.loss(features, batch.actions[:batch_size], next_features.detach())
+                logs["dynamics_loss"].append(dynamics_loss.detach())
+                critic_loss = critic_loss + self.dynamics_coef * dynamics_loss
+                parameters += self.dynamics.parameters()
+                self.dynamics_optimizer.zero_grad()
+            critic_loss.backward(inputs=parameters)
             self.critic.optimizer.step()
+            if self.dynamics_optimizer is not None and not self.encoder_frozen:
+                self.dynamics_optimizer.step()
 
             if update_actor:
-                q_values_pi = self._min_q_value(self.critic, latents.detach(), actions_pi)
+                q_values_pi = self._min_q_value(self.critic, latents_pi.detach(), actions_pi)
                 actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
                 self.actor.optimizer.zero_grad()
                 # ... and here of what the actor does not have from the critic
@@ -112,30 +247,25 @@ class SEERSAC(SEERMixin, SAC):
                 self.actor.optimizer.step()
                 logs["actor_loss"].append(actor_loss.detach())
 
-            if self._is_due(self.target_update_interval, gradient_step):
+            if self._is_due(self.target_update_interval):
                 self._update_target()
                 # Copy running stats, see https://github.com/DLR-RM/stable-baselines3/issues/996
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
-            self._update_encoder(batch, gradient_step, logs)
+            self._update_encoder(batch, logs)
 
             if prioritized:
-                errors = (target_q_values - th.cat(current_q_values, dim=1)).abs().mean(dim=1)  # [batch_size]
-                replay_buffer.update_priorities(batch.indices, errors.detach().cpu().numpy())
+                errors = (target_q_values - th.cat(current_q_values, dim=1)).abs().mean(dim=1)  # [n_views * batch_size]
+                errors = errors.detach().reshape(self.n_views, batch_size).mean(dim=0)
+                replay_buffer.update_priorities(batch.indices[:batch_size], errors.cpu().numpy())
+            self._n_updates += 1
 
-            logs["critic_loss"].append(critic_loss.detach())
-
-        self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in logs.items():
             self.logger.record(f"train/{name}", th.stack(values).mean().item())
 
-    def _is_due(self, frequency: int, gradient_step: int) -> bool:
-        """
-        :param frequency: gradient steps for one update
-        :param gradient_step: number of gradient steps since ``train()`` was called
-        :return: whether this gradient step has that update; counted anew by each ``train()``, as in SB3
-        """
-        return gradient_step % frequency == 0
+    def _is_due(self, frequency: int) -> bool:
+        """:return: whether this gradient step has an update that comes once in ``frequency``, the first step included"""
+        return self._n_updates % frequency == 0
 
     def _ent_coef(self) -> th.Tensor:
         """:return: the entropy coefficient, without a graph"""
@@ -159,14 +289,16 @@ class SEERSAC(SEERMixin, SAC):
 
     def _update_target(self) -> None:
         """Move the target critic towards the critic."""
-        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        q_networks, extractor = split_parameters(self.policy.critic)
+        target_q_networks, target_extractor = split_parameters(self.policy.critic_target)
+        polyak_update(q_networks, target_q_networks, self.tau)
+        polyak_update(extractor, target_extractor, self.tau if self.encoder_tau is None else self.encoder_tau)
 
-    def _update_encoder(self, batch: Any, gradient_step: int, logs: dict[str, list[th.Tensor]]) -> None:
+    def _update_encoder(self, batch: Any, logs: dict[str, list[th.Tensor]]) -> None:
         """
         The end of a gradient step, for an algorithm with another loss that trains the encoder. This one has none.
 
         :param batch: what was sampled
-        :param gradient_step: number of gradient steps since ``train()`` was called
         :param logs: where to note the loss
         """
 
