@@ -105,11 +105,11 @@ class RandomShift(nn.Module):
         :return: same shape, same dtype
         """
         height, width = images.shape[-2:]
-        # Replicate padding by index, as torch's own has no kernel for uint8
-        rows, columns = (
-            th.arange(-self.pad, size + self.pad, device=images.device).clamp_(0, size - 1) for size in (height, width)
-        )
-        return _random_windows(images[:, :, rows][..., columns], height, width)
+        # torch's own replicate padding has no kernel for uint8
+        top, bottom = (edge.expand(-1, -1, self.pad, -1) for edge in (images[:, :, :1], images[:, :, -1:]))
+        images = th.cat([top, images, bottom], dim=2)
+        left, right = (edge.expand(-1, -1, -1, self.pad) for edge in (images[..., :1], images[..., -1:]))
+        return _random_windows(th.cat([left, images, right], dim=3), height, width)
 
 
 AUGMENTATIONS: dict[str, type[nn.Module]] = {"random_crop": RandomCrop, "random_shift": RandomShift}
