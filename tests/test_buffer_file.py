@@ -63,7 +63,7 @@ def test_a_pickle_of_sb3_loads(n_envs: int, optimize_memory_usage: bool, n_steps
         )
 
     encoder = StubEncoder(spaces[0].shape)
-    ours = load_buffer(tmp_path / "sb3.pkl", make_buffer(buffer_size=1), make_buffer, encoder, frozen=False)
+    ours = load_buffer(tmp_path / "sb3.pkl", make_buffer, encoder, frozen=False)
     assert ours.buffer_size == theirs.buffer_size and ours.stage == "images"
     # In that mode of SB3's, the next observation overwrites the oldest one, and is lost where an episode ended
     assert ours.size() == theirs.size() - (optimize_memory_usage and theirs.full)
@@ -154,7 +154,7 @@ def test_only_what_is_filled_is_written_a_chunk_at_a_time(stage: str, tmp_path: 
     file_size = (tmp_path / "buffer.pkl").stat().st_size
     assert n_bytes < file_size < n_bytes + 4e6
     tracemalloc.reset_peak()
-    loaded = load_buffer(tmp_path / "buffer", buffer, make_buffer, encoder, frozen=stage == "latents")
+    loaded = load_buffer(tmp_path / "buffer", make_buffer, encoder, frozen=stage == "latents")
     own = loaded.nbytes + loaded.buffer_size * loaded.plan().step_bytes
     # The whole buffer (tracemalloc counts pages of it that were never touched), the extra frames, and a chunk
     assert tracemalloc.get_traced_memory()[1] < own + (file_size - n_bytes) + 2.5e6

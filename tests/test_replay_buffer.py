@@ -134,7 +134,7 @@ def saved(oracle: Oracle, path: str | None = None, frozen: bool | None = None) -
     with TemporaryDirectory() as folder:
         save_buffer(buffer, f"{folder}/buffer")
         frozen = buffer.stage == "latents" if frozen is None else frozen
-        oracle.buffer = load_buffer(path or f"{folder}/buffer", buffer, make_buffer, encoder, frozen)
+        oracle.buffer = load_buffer(path or f"{folder}/buffer", make_buffer, encoder, frozen)
 
 
 def pickled(oracle: Oracle) -> None:

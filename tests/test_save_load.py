@@ -133,8 +133,8 @@ def test_buffers_of_another_kind_or_shape_are_refused(tmp_path):
     model.save(tmp_path / "model")
     kept = model.replay_buffer
     for name, message in (
-        ("larger", r"larger.* has observation_space=Box\(0, 255, \(1, 20, 20\).*this model has Box\(0, 255, \(1, 16, 16\)"),
-        ("sb3", r"sb3.* has observation_space=Box\(0, 255, \(1, 48, 48\).*this model has Box\(0, 255, \(1, 16, 16\)"),
+        ("larger", r"`observation_space` .*larger.* must be Box\(0, 255, \(1, 16, 16\).*got Box\(0, 255, \(1, 20, 20\)"),
+        ("sb3", r"`observation_space` .*sb3.* must be Box\(0, 255, \(1, 16, 16\).*got Box\(0, 255, \(1, 48, 48\)"),
         ("dict", "dict.* must hold a replay buffer of .*got dict"),
         ("text", "text.* is neither a replay buffer of sb3_seer nor a pickle"),
         ("model.zip", r"model\.zip is damaged or not a replay buffer"),
@@ -224,11 +224,11 @@ def test_what_a_file_holds_is_compared_with_the_model_that_is_to_load_it(tmp_pat
 
     stacked(2).learn(40).save_replay_buffer(tmp_path / "stack")
     for model, message in (
-        (make_model(SEERDQN), "stack.* has observation_space=Box.*, this model has"),
-        (stacked(1), "stack.* has n_envs=2, this model has 1"),
+        (make_model(SEERDQN), "`observation_space` .*stack.* must be Box.*, got Box"),
+        (stacked(1), "`n_envs` .*stack.* must be 1, .*got 2"),
         (
             stacked(2, buffer_size=60, max_latent_buffer_size=100),
-            "`max_latent_buffer_size` must be >= 200, .*stack.*got 100",
+            "`max_latent_buffer_size` must be .* >= buffer_size=200, got 100",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ import warnings
 import pytest
 from stable_baselines3.common.save_util import open_path
 
-from sb3_seer.common.buffer_file import replacing
+from sb3_seer.common.save_util import replacing
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "zip", None])

@@ -6,19 +6,15 @@ are held, oldest first. ``np.load(path, allow_pickle=False)`` opens it.
 import contextlib
 import io
 import json
-import os
 import pathlib
 import pickle
-import re
-import shutil
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import psutil
 from gymnasium import spaces
 from numpy.lib.npyio import NpzFile
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
@@ -26,23 +22,27 @@ from stable_baselines3.common.save_util import load_from_pkl, open_path
 from tqdm import tqdm
 
 from sb3_seer.common.encoding import LatentCodec
+from sb3_seer.common.observations import map_parts
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.storage import ImageStore
-from sb3_seer.common.type_aliases import LatentEncoder, Observations
+from sb3_seer.common.save_util import Path, replacing
+from sb3_seer.common.storage import ImageStore, LatentStore
+from sb3_seer.common.type_aliases import LatentEncoder
 
-Path = str | pathlib.Path | io.BufferedIOBase
 MakeBuffer = Callable[..., LatentReplayBuffer]
+Store = ImageStore | LatentStore
+Extra = dict[tuple[int, int], np.ndarray]  # arrays by slot and env
 
 FORMAT = "sb3_seer replay buffer"
 FORMAT_VERSION = 2
 CHUNK_BYTES = 2**20  # read at a time
 
-# Attributes of a buffer that are saved
-BUFFER_META = ("n_envs", "n_stack", "handle_timeout_termination", "stage", "buffer_size", "pos", "n_valid")
 SPACES = ("observation_space", "action_space")
-# Attributes of a store with one entry an env, and with extra arrays
-ENV_ARRAYS = ("pending", "is_open", "is_shifted")
-EXTRAS = ("extra_next", "extra_frames")
+STATE = ("stage", "buffer_size", "pos", "n_valid")
+SETTINGS = ("n_envs", "n_stack", "handle_timeout_termination", "latent_dtype", "encoder_fingerprint")
+# Names of arrays in version 1 that have changed
+NAMES_OF_VERSION_1 = dict(
+    is_linked="linked", n_before="age", is_open="open", is_shifted="shifted", extra_next="successor", extra_frames="history"
+)
 
 
 def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> None:
@@ -53,46 +53,43 @@ def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> Non
     :param path: where to save, ".pkl" is appended to a path without a suffix (SB3's and RL Zoo's name for such a file)
     :param verbose: 2: warn if a file is overwritten
     """
-    store, codec = buffer.store, buffer.encoder.codec
-    meta: dict[str, Any] = {name: getattr(buffer, name) for name in (*BUFFER_META, "latent_dtype", "encoder_fingerprint")}
-    meta.update({name: describe(getattr(buffer, name)) for name in SPACES})
-    meta.update(format=FORMAT, version=FORMAT_VERSION, image_transitions=buffer.nbytes // buffer.layout.frame_bytes)
-    meta.update(n_augmentations=buffer.encoder.n_augmentations, n_clipped=buffer.encoder.n_clipped)
+    store, codec, priorities = buffer.store, buffer.encoder.codec, buffer.priorities
+    meta = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "image_transitions": buffer.nbytes // buffer.layout.frame_bytes,
+        "n_augmentations": buffer.encoder.n_augmentations,
+        "n_clipped": buffer.encoder.n_clipped,
+        **{name: describe(getattr(buffer, name)) for name in SPACES},
+        **{name: getattr(buffer, name) for name in (*STATE, *SETTINGS)},
+    }
     arrays: dict[str, list[np.ndarray]] = {}
     if store is not None and buffer.n_valid > 0:
         meta["n_steps_stored"] = store.size
-        for name, array in _row_arrays(buffer).items():
-            arrays[name] = _last_of_ring(array, buffer.pos, buffer.n_valid)
-        for name, array in _slot_arrays(buffer).items():
-            arrays[name] = _last_of_ring(array, store.newest + 1, store.size)
-        arrays.update({name: [getattr(store, name)] for name in ENV_ARRAYS if hasattr(store, name)})
-        arrays.update({f"last_next_obs/{key}": [part] for key, part in buffer.last_next_obs.items()})
-        for name in EXTRAS:
-            extra = getattr(store, name, {})
+        arrays = _views(buffer, store)
+        for name, extra in _extras(store).items():
             keys = [((slot - store.newest - 1 + store.size) % len(store.ring), env) for slot, env in extra]
             arrays[f"{name}/keys"] = [np.array(keys, dtype=np.int64).reshape(-1, 2)]
             arrays[f"{name}/lengths"] = [np.array(list(map(len, extra.values())), dtype=np.int64)]
             if extra:
                 arrays[f"{name}/values"] = list(extra.values())
-        if buffer.priorities is not None:
-            meta.update(alpha=buffer.priorities.alpha, max_priority=buffer.priorities.max_priority)
-            values = buffer.priorities.values.reshape(-1, buffer.n_envs)
-            arrays["priorities"] = _last_of_ring(values, buffer.pos, buffer.n_valid)
+        if priorities is not None:
+            meta.update(alpha=priorities.alpha, max_priority=priorities.max_priority)
+            arrays["priorities"] = _newest(priorities.values.reshape(-1, buffer.n_envs), buffer.pos, buffer.n_valid)
     if buffer.stage == "latents" and codec is not None and codec.scale is not None and codec.offset is not None:
         arrays.update(codec_scale=[codec.scale], codec_offset=[codec.offset])
     with replacing(path, "pkl", verbose) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, parts in dict(meta=[np.array(json.dumps(meta))], **arrays).items():
+        for name, parts in {"meta": [np.array(json.dumps(meta))], **arrays}.items():
             _write(archive, name, parts)
 
 
 def load_buffer(
-    path: Path, like: LatentReplayBuffer, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool, verbose: int = 0
+    path: Path, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool, verbose: int = 0
 ) -> LatentReplayBuffer:
     """
     :param path: of a file that ``save_buffer()`` wrote, or of a pickle of SB3's ``ReplayBuffer``, ``DictReplayBuffer`` or
         ``NStepReplayBuffer``, whose transitions are added as images, oldest first
-    :param like: the buffer that the model has
-    :param make_buffer: makes an empty one for the model, given ``buffer_size``, ``n_stack`` and
+    :param make_buffer: makes an empty buffer for the model, given ``buffer_size``, ``n_stack`` and
         ``handle_timeout_termination``; other settings (n-step returns, augmentation, priorities...) are the model's
     :param policy: of the model
     :param frozen: whether its encoder is frozen
@@ -109,12 +106,12 @@ def load_buffer(
         magic = file.read(4)
         file.seek(start)
         if not b"PK\x03\x04".startswith(magic):
-            buffer = _from_sb3_pickle(file, name, like, make_buffer, verbose)
+            buffer = _from_sb3_pickle(file, name, make_buffer, verbose)
             buffer.set_encoder(policy)
             return buffer
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                return _from_arrays(arrays, name, like, make_buffer, policy, frozen)
+                return _from_arrays(arrays, name, make_buffer, policy, frozen)
         except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, NotImplementedError, OSError, TypeError) as error:
             raise ValueError(f"{name} is damaged or not a replay buffer: {error!r}") from error
 
@@ -129,27 +126,36 @@ def describe(space: spaces.Space) -> str:
     return f"{space} #{zlib.crc32(bounds):08x}"
 
 
-# ---- arrays of a buffer ----
+# ---- what is in a file ----
 
 
-def _row_arrays(buffer: LatentReplayBuffer) -> dict[str, np.ndarray]:
-    """:return: arrays with one entry a row of the buffer"""
-    arrays = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
-    return {**arrays, **{f"vector_obs/{key}": array for key, array in buffer.vector_obs.items()}}
+def _views(buffer: LatentReplayBuffer, store: Store) -> dict[str, list[np.ndarray]]:
+    """:return: the memory of each array of a file, in one or two parts: they are written from there, and read into it"""
+    rows = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
+    rows.update({f"vector_obs/{key}": array for key, array in buffer.vector_obs.items()})
+    slots = {"observations": store.ring, "is_linked": store.is_linked}
+    envs = {"pending": store.pending, "is_open": store.is_open}
+    envs.update({f"last_next_obs/{key}": array for key, array in buffer.last_next_obs.items()})
+    if isinstance(store, ImageStore):
+        slots["n_before"], envs["is_shifted"] = store.n_before, store.is_shifted
+    return {
+        **{name: _newest(array, buffer.pos, buffer.n_valid) for name, array in rows.items()},
+        **{name: _newest(array, store.newest + 1, store.size) for name, array in slots.items()},
+        **{name: [array] for name, array in envs.items()},
+    }
 
 
-def _slot_arrays(buffer: LatentReplayBuffer) -> dict[str, np.ndarray]:
-    """:return: arrays with one entry a slot of its store"""
-    store = buffer.store
-    assert store is not None
-    arrays = dict(observations=store.ring, is_linked=store.is_linked)
-    return {**arrays, "n_before": store.n_before} if isinstance(store, ImageStore) else arrays
+def _extras(store: Store) -> dict[str, Extra]:
+    """:return: arrays kept beside the ring, by their name in a file"""
+    if isinstance(store, ImageStore):
+        return {"extra_next": store.extra_next, "extra_frames": store.extra_frames}
+    return {"extra_next": store.extra_next}
 
 
-def _last_of_ring(array: np.ndarray, end: int, n: int) -> list[np.ndarray]:
-    """:return: views of the n entries of a ring in front of ``end``, oldest first: those in front of its end, and the rest"""
-    n_newer = min(end, n)
-    return [array[len(array) - (n - n_newer) :], array[end - n_newer : end]]
+def _newest(ring: np.ndarray, end: int, n: int) -> list[np.ndarray]:
+    """:return: views of the n entries in front of ``end``, oldest first: the last ones of the ring, and its first ones"""
+    n_first = min(end, n)
+    return [ring[len(ring) - (n - n_first) :], ring[end - n_first : end]]
 
 
 def _write(archive: zipfile.ZipFile, name: str, parts: list[np.ndarray]) -> None:
@@ -183,7 +189,7 @@ def _read_into(arrays: NpzFile, name: str, parts: list[np.ndarray]) -> None:
 
 
 def _from_arrays(
-    arrays: NpzFile, path: str, like: LatentReplayBuffer, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool
+    arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool
 ) -> LatentReplayBuffer:
     """See ``load_buffer()``."""
     if "meta.json" in arrays.files:  # version 1
@@ -197,8 +203,8 @@ def _from_arrays(
         raise ValueError(
             f"{path} must be of format version <= {FORMAT_VERSION}, got version {meta['version']}. Update sb3_seer"
         )
-    _check_same(path, like, {name: meta[name] for name in (*SPACES, "n_envs")})
-    _check_cap(path, like, meta["image_transitions"])
+    ours = make_buffer(buffer_size=1)
+    _check_same(path, ours, {name: meta[name] for name in (*SPACES, "n_envs")})
     if meta["stage"] == "latents" and meta["n_valid"] > 0:
         fingerprint = policy.encoder_fingerprint() if frozen else "not frozen"
         if meta["encoder_fingerprint"] != fingerprint:
@@ -207,8 +213,8 @@ def _from_arrays(
                 f"but the encoder of this model is {fingerprint}. Load the model that was saved with the buffer, "
                 "or move this file away to go on without it"
             )
-        _check_same(path, like.encoder, dict(n_augmentations=meta["n_augmentations"]))
-        _check_same(path, like, dict(latent_dtype=meta["latent_dtype"]))
+        _check_same(path, ours, dict(latent_dtype=meta["latent_dtype"]))
+        _check_same(path, ours.encoder, dict(n_augmentations=meta["n_augmentations"]))
     settings = {name: meta[name] for name in ("n_stack", "handle_timeout_termination")}
     buffer = make_buffer(buffer_size=meta["image_transitions"], **settings)
     buffer.set_encoder(policy)
@@ -216,116 +222,84 @@ def _from_arrays(
         return buffer
     if "codec_scale" in arrays:
         buffer.encoder.codec = LatentCodec(buffer.latent_dtype, arrays["codec_scale"], arrays["codec_offset"])
-    for name in BUFFER_META:
+    for name in STATE:
         setattr(buffer, name, meta[name])
     buffer.full, buffer.encoder.n_clipped = buffer.n_valid == buffer.buffer_size, meta["n_clipped"]
     if meta["version"] == 1:
-        _read_version_1(arrays, meta, buffer)
+        _read_version_1(arrays, meta, buffer, buffer._allocate())
     else:
-        _read_steps(arrays, meta, buffer)
+        _read_steps(arrays, meta, buffer, buffer._allocate())
+    if buffer.priorities is not None:
+        _read_priorities(arrays, meta, buffer)
     return buffer
 
 
-def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer) -> None:
-    store = buffer._allocate()
-    store.size = meta["n_steps_stored"]
-    store.newest = store.size - 1
-    for name, array in _row_arrays(buffer).items():
-        _read_into(arrays, name, _last_of_ring(array, buffer.pos, buffer.n_valid))
-    for name, array in _slot_arrays(buffer).items():
-        _read_into(arrays, name, [array[: store.size]])
-    for name in ENV_ARRAYS:
-        if hasattr(store, name):
-            setattr(store, name, arrays[name])
-    buffer.last_next_obs = {key: arrays[f"last_next_obs/{key}"] for key in buffer.layout.shapes}
-    for name in EXTRAS:
-        if hasattr(store, name):
-            setattr(store, name, _read_extra(arrays, name, buffer))
-    _read_priorities(arrays, meta, buffer, lambda values: _last_of_ring(values, buffer.pos, buffer.n_valid))
+def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, store: Store) -> None:
+    store.newest, store.size = meta["n_steps_stored"] - 1, meta["n_steps_stored"]
+    layout = buffer.layout
+    buffer.last_next_obs = {key: np.empty((buffer.n_envs, *layout.shapes[key]), layout.dtypes[key]) for key in layout.shapes}
+    for name, parts in _views(buffer, store).items():
+        _read_into(arrays, name, parts)
+    for name, extra in _extras(store).items():
+        extra.update(_read_extra(arrays, name, store))
 
 
-def _read_extra(arrays: NpzFile, name: str, buffer: LatentReplayBuffer) -> dict[tuple[int, int], np.ndarray]:
-    """:return: arrays by slot and env"""
-    assert buffer.store is not None
-    pending = buffer.store.pending
-    values = [np.empty((length, *pending.shape[2:]), dtype=pending.dtype) for length in arrays[f"{name}/lengths"].tolist()]
+def _read_extra(arrays: NpzFile, name: str, store: Store) -> Extra:
+    lengths, (_, _, *shape) = arrays[f"{name}/lengths"].tolist(), store.pending.shape
+    values = [np.empty((length, *shape), dtype=store.pending.dtype) for length in lengths]
     if values:
         _read_into(arrays, f"{name}/values", values)
     return {(slot, env): value for (slot, env), value in zip(arrays[f"{name}/keys"].tolist(), values, strict=True)}
 
 
-def _read_priorities(
-    arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, parts_of: Callable[[np.ndarray], list[np.ndarray]]
-) -> None:
-    """:param parts_of: where the rows in the file are in an array of one entry a row"""
-    if buffer.priorities is None:
-        return
+def _read_priorities(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer) -> None:
+    assert buffer.priorities is not None
     values = np.zeros((buffer.buffer_size, buffer.n_envs))
+    parts = _newest(values, buffer.pos, buffer.n_valid)
     if meta.get("alpha") == buffer.priorities.alpha:
         buffer.priorities.max_priority = meta["max_priority"]
-        _read_into(arrays, "priorities", parts_of(values))
+        _read_into(arrays, "priorities", parts[::-1] if meta["version"] == 1 else parts)
     else:  # as if all transitions were new
-        for part in parts_of(values):
+        for part in parts:
             part[:] = buffer.priorities.max_priority
     buffer.priorities.values = values.reshape(-1)
 
 
-def _read_version_1(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer) -> None:
+def _read_version_1(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, store: Store) -> None:
     """Files of sb3_seer 0.1.0: rows in the order of the ring, and older frames of the oldest row as its `tail`."""
-    store, n, n_newer = buffer._allocate(), buffer.n_valid, buffer.pos
-    n_spare = buffer.n_stack - 1 if isinstance(store, ImageStore) else 0
-    store.size = n_spare + n
-    store.newest = store.size - 1
-
-    def rows(array: np.ndarray) -> list[np.ndarray]:
-        return _last_of_ring(array, buffer.pos, n)[::-1]
-
-    for name, array in _row_arrays(buffer).items():
-        _read_into(arrays, name.replace("vector_obs/", "others/"), rows(array))
-    names = dict(observations="observations", is_linked="linked", n_before="age")
-    for name, array in _slot_arrays(buffer).items():
-        steps = array[n_spare : store.size]
-        _read_into(arrays, names[name], [steps[n - n_newer :], steps[: n - n_newer]])
-    store.is_open = arrays["open"]
+    n_slots, n = len(store.ring), buffer.n_valid
+    store.newest, store.size = (buffer.pos - 1) % n_slots, n
+    views = _views(buffer, store)
+    del views["pending"]
+    for name, parts in views.items():
+        _read_into(arrays, NAMES_OF_VERSION_1.get(name, name.replace("vector_obs/", "others/")), parts[::-1])
+    for name, extra in _extras(store).items():
+        for (row, env), value in _read_extra(arrays, NAMES_OF_VERSION_1[name], store).items():
+            extra[(store.newest - (buffer.pos - 1 - row) % buffer.buffer_size) % n_slots, env] = value
     pending = arrays["pending_bytes"].reshape(buffer.n_envs, buffer.n_stack, -1)
     images: Any = buffer.layout.to_images(pending)
-    buffer.last_next_obs = dict(images) if buffer.layout.is_dict else {"": images}
-    for key, array in buffer.vector_obs.items():
-        buffer.last_next_obs[key] = array[buffer.pos - 1, :, 1].copy()
-    extras = {"successor": store.extra_next}
-    if isinstance(store, ImageStore):
-        extras["history"] = store.extra_frames
-        store.pending, store.is_shifted = pending, arrays["shifted"]
-        store.ring[:n_spare] = np.roll(arrays["tail"], -meta["store"]["tail_start"], axis=0)
-        n_before = store.n_before[n_spare : store.size]
-        n_before[n_before > np.arange(n)[:, None]] = n_spare
-    else:
+    vectors = {key: array[buffer.pos - 1, :, 1].copy() for key, array in buffer.vector_obs.items()}
+    buffer.last_next_obs = {**images, **vectors} if buffer.layout.is_dict else {"": images}
+    if isinstance(store, LatentStore):
         store.pending = arrays["pending_latents"]
-    for name, extra in extras.items():
-        for (row, env), value in _read_extra(arrays, name, buffer).items():
-            extra[store.newest - (buffer.pos - 1 - row) % buffer.buffer_size, env] = value
-    _read_priorities(arrays, meta, buffer, rows)
+        return
+    store.pending = pending
+    n_spare = buffer.n_stack - 1
+    slots = store.slots(np.arange(n + n_spare)[::-1])  # oldest first
+    store.ring[slots[:n_spare]] = np.roll(arrays["tail"], -meta["store"]["tail_start"], axis=0)
+    n_before = store.n_before[slots[n_spare:]]
+    store.n_before[slots[n_spare:]] = np.where(n_before > np.arange(n)[:, None], n_spare, n_before)
+    store.size += n_spare
 
 
 def _check_same(path: str, ours: Any, saved: dict[str, Any]) -> None:
     for name, value in saved.items():
         own = describe(getattr(ours, name)) if name in SPACES else getattr(ours, name)
         if value != own:
-            raise ValueError(f"The replay buffer in {path} has {name}={value}, this model has {own}")
+            raise ValueError(f"`{name}` of the replay buffer in {path} must be {own}, as in this model, got {value}")
 
 
-def _check_cap(path: str, like: LatentReplayBuffer, image_transitions: int) -> None:
-    cap = like.max_latent_buffer_size
-    if cap is not None and cap < image_transitions:
-        raise ValueError(
-            f"`max_latent_buffer_size` must be >= {image_transitions}, the transitions that the replay buffer in {path} holds "
-            f"as images, got {cap}"
-        )
-
-
-def _from_sb3_pickle(
-    file: io.BufferedIOBase, path: str, like: LatentReplayBuffer, make_buffer: MakeBuffer, verbose: int
-) -> LatentReplayBuffer:
+def _from_sb3_pickle(file: io.BufferedIOBase, path: str, make_buffer: MakeBuffer, verbose: int) -> LatentReplayBuffer:
     """See ``load_buffer()``."""
     try:
         theirs = load_from_pkl(file, verbose)
@@ -336,86 +310,19 @@ def _from_sb3_pickle(
             f"{path} must hold a replay buffer of sb3_seer or SB3's ReplayBuffer, DictReplayBuffer or NStepReplayBuffer, "
             f"got {type(theirs).__name__}"
         )
-    n_transitions, timeouts = theirs.buffer_size * theirs.n_envs, theirs.handle_timeout_termination
-    _check_same(path, like, {name: describe(getattr(theirs, name)) for name in SPACES} | dict(n_envs=theirs.n_envs))
-    _check_cap(path, like, n_transitions)
-    buffer = make_buffer(buffer_size=n_transitions, handle_timeout_termination=timeouts)
+    saved = {name: describe(getattr(theirs, name)) for name in SPACES}
+    _check_same(path, make_buffer(buffer_size=1), {**saved, "n_envs": theirs.n_envs})
+    n_rows, timeouts = theirs.buffer_size, theirs.handle_timeout_termination
+    buffer = make_buffer(buffer_size=n_rows * theirs.n_envs, handle_timeout_termination=timeouts)
     rows = np.arange(theirs.size()) + (theirs.pos if theirs.full else 0)
     if theirs.full and theirs.optimize_memory_usage:
         rows = rows[1:]  # the oldest observation was overwritten by the newest next one
-
-    def at(observations: Observations, row: int) -> Observations:
-        return {key: part[row] for key, part in observations.items()} if isinstance(observations, dict) else observations[row]
-
-    for row in tqdm(rows % theirs.buffer_size, desc="transitions", delay=2):
+    for row in tqdm(rows % n_rows, desc="transitions", delay=2):
+        obs = map_parts(itemgetter(row), theirs.observations)
         if theirs.optimize_memory_usage:
-            next_obs = at(theirs.observations, (row + 1) % theirs.buffer_size)
+            next_obs = map_parts(itemgetter((row + 1) % n_rows), theirs.observations)
         else:
-            next_obs = at(theirs.next_observations, row)
+            next_obs = map_parts(itemgetter(row), theirs.next_observations)
         infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in theirs.timeouts[row]]
-        step = theirs.actions[row], theirs.rewards[row], theirs.dones[row]
-        buffer.add(at(theirs.observations, row), next_obs, *step, infos)
+        buffer.add(obs, next_obs, theirs.actions[row], theirs.rewards[row], theirs.dones[row], infos)
     return buffer
-
-
-# ---- replacing a file ----
-
-
-@contextlib.contextmanager
-def replacing(path: Path, suffix: str | None = None, verbose: int = 0) -> Iterator[io.BufferedIOBase]:
-    """
-    Open a file to write to, which replaces the one at ``path`` once it is complete, and only then.
-
-    Until then it is ``<name>.<process id>.tmp`` beside it: an exception removes it, the next save removes the file that
-    a killed process left. Paths and warnings are those of SB3's ``open_path``.
-
-    :param path: where to save; a file object is written to directly
-    :param suffix: appended, after a dot, to a path without one
-    :param verbose: 2: warn if a file is overwritten
-    :return: a context manager that gives the file
-    """
-    if not isinstance(path, (str, pathlib.Path)):
-        yield open_path(path, "w")
-        return
-    target = _resolve(pathlib.Path(path), suffix, verbose)
-    _remove_stale(target)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with open_path(temporary, "w") as file:
-            if target.exists():
-                shutil.copymode(target, temporary)
-            yield file
-            file.flush()
-            # Otherwise a power cut could leave the new name with bytes that never reached the disk
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _resolve(path: pathlib.Path, suffix: str | None, verbose: int) -> pathlib.Path:
-    """The file that SB3's ``open_path`` would open, without opening it: that would empty it."""
-    if path.suffix == "" and suffix:
-        path = pathlib.Path(f"{path}.{suffix}")
-    while path.is_dir():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=4)
-        path = pathlib.Path(f"{path}_2")
-    if path.exists():
-        if verbose >= 2:
-            warnings.warn(f"Path '{path}' exists, will overwrite it.", stacklevel=4)
-        # A protected file can be replaced, but not opened: refuse it as a plain open() does
-        path.open("r+b").close()
-    # A link stays, what it points to is replaced
-    return path.resolve() if path.is_symlink() else path
-
-
-def _remove_stale(target: pathlib.Path) -> None:
-    """Remove the temporary files of ``target`` whose processes were killed."""
-    pattern = re.compile(re.escape(target.name) + r"\.(\d{1,9})\.tmp")
-    files = target.parent.iterdir() if target.parent.is_dir() else ()
-    for file in files:
-        match = pattern.fullmatch(file.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            # A leftover that belongs to somebody else must not stop the save
-            with contextlib.suppress(OSError):
-                file.unlink()

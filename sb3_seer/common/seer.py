@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
-from sb3_seer.common.buffer_file import load_buffer, replacing, save_buffer
+from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.extractors import can_split, latent_dim_argument
@@ -30,6 +30,7 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.process import return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.save_util import replacing
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 
@@ -448,10 +449,9 @@ class SEERMixin(OffPolicyAlgorithm):
             super().load_replay_buffer(path, truncate_last_traj)
             return
         ours = getattr(self, "replay_buffer", None)  # users drop it to free its memory
-        if ours is None:
-            ours = self._make_replay_buffer(self._make_augmentation())
-        make_buffer = partial(self._make_replay_buffer, ours.encoder.augmentation)
-        replay_buffer = load_buffer(path, ours, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+        augmentation = self._make_augmentation() if ours is None else ours.encoder.augmentation
+        make_buffer = partial(self._make_replay_buffer, augmentation)
+        replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
         if self.encoder_frozen:
             replay_buffer.to_latents()
         if self.freeze_after is not None:
