@@ -321,7 +321,7 @@ def peak_rows(task_name: str, transitions: int) -> list[Row]:
 
 def peak_memory(task_name: str, transitions: int) -> tuple[int, dict[str, int]]:
     """
-    Run ``child`` in a process of its own, and watch it from outside. Linux only.
+    Run ``child`` in its own process, and watch it from outside. Linux only.
 
     :param task_name: one of ``TASKS``
     :param transitions: to hold as images

@@ -54,7 +54,7 @@ class DictBuffer(LatentReplayBuffer):
 
 
 class DictStream(Stream):
-    """Two images, of sizes and dtypes of their own, and three keys that are none."""
+    """Two images of different sizes and dtypes, and three other keys."""
 
     def __init__(self, rng: np.random.RandomState, n_stack: int, padding: str, dtype: str):
         self.images = dict(
@@ -274,7 +274,7 @@ class TinyDictEncoder(SplitExtractor):
 
 
 class LearnedVector(CombinedExtractor):
-    """A layer for the vector too, which is no image."""
+    """A layer for the vector too."""
 
     def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int) -> None:
         super().__init__(observation_space, cnn_output_dim)
@@ -337,7 +337,7 @@ def vec_env(wrap: str) -> Any:
 @pytest.mark.parametrize("wrap", ["plain", "normalised", "stacked"])
 @pytest.mark.parametrize("algorithm, upstream", [(SEERQRDQN, QRDQN), (SEERDQN, DQN)])
 def test_without_freeze_weights_and_samples_are_upstreams_to_the_last_bit(algorithm, upstream, wrap):
-    """Invariant 1, with a ring that wraps around; what becomes of these samples at the freeze."""
+    """Invariant 1, with a ring that wraps around; the same samples after the freeze."""
 
     def train(cls: type, **kwargs: Any) -> Any:
         model = make_model(cls, CombinedExtractor, env=vec_env(wrap), buffer_size=60, train_freq=2, gradient_steps=2, **kwargs)
@@ -404,7 +404,7 @@ def test_frames_of_depth_are_stored_once(size):
 
 def test_normalised_images_are_refused_by_name():
     env = VecNormalize(make_vec_env(lambda: make_env(DQN, boxes=True)), norm_obs_keys=["map", "vector"])
-    with pytest.raises(ValueError, match=r"norm_obs_keys without image, map"):
+    with pytest.raises(ValueError, match=r"`norm_obs_keys` of VecNormalize must not have the images 'image', 'map', got"):
         make_model(SEERDQN, CombinedExtractor, env=env)
 
 
@@ -652,7 +652,7 @@ def test_images_of_two_sizes_are_cropped_to_one():
         windows = whole[key].unfold(2, 14, 1).unfold(3, 14, 1)  # (batch_size, channels, n_tops, n_lefts, 14, 14)
         found = (windows == crops[key][:, :, None, None]).all(dim=5).all(dim=4).all(dim=1)  # (batch_size, n_tops, n_lefts)
         assert found.any(dim=2).any(dim=1).all()
-        # At places of their own
+        # At different places
         assert len(found.nonzero()[:, 1:].unique(dim=0)) > 3
     # Where nothing is augmented, it is the middle that is encoded
     observation = model.observation_space.sample()

@@ -58,7 +58,7 @@ def test_action_repeat_refuses_other_numbers(repeat: Any) -> None:
 
 
 def test_pixels_refuse_another_environment() -> None:
-    with pytest.raises(ValueError, match="needs an environment of dm_control, got"):
+    with pytest.raises(ValueError, match="`env` must be an environment of dm_control, got"):
         DMControlPixels(CountingEnv())
 
 
@@ -75,7 +75,7 @@ def test_egl_where_there_is_no_display(display: str, expected: str | None, monke
 
 
 def run(code: str) -> str:
-    """Run Python in a process of its own, and give back what it printed and warned of."""
+    """Run Python in its own process, and give back what it printed and warned of."""
     result = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
     return result.stdout + result.stderr
 

@@ -73,11 +73,11 @@ class ToFloats(th.nn.Module):
         (dict(replay_buffer_class=ReplayBuffer), "replay_buffer_class` must be LatentReplayBuffer, .*got ReplayBuffer"),
         (dict(replay_buffer_class=NStepReplayBuffer), r"got NStepReplayBuffer\. For n-step returns, set n_steps"),
         (dict(replay_buffer_class=PrioritizedReplayBuffer), r"got PrioritizedReplayBuffer\. .*dict\(prioritized=True\)"),
-        (dict(batch_size_after_freeze=0), "`batch_size_after_freeze` must be None or an int >= 1, got 0"),
-        (dict(batch_size_after_freeze=-1), "`batch_size_after_freeze` must be None or an int >= 1, got -1"),
-        (dict(batch_size_after_freeze=True), "`batch_size_after_freeze` must be None or an int >= 1, got True"),
-        (dict(gradient_steps_after_freeze=0), "`gradient_steps_after_freeze` must be None, an int >= 1 or -1, got 0"),
-        (dict(gradient_steps_after_freeze=1.5), "`gradient_steps_after_freeze` must be None, an int >= 1 or -1, got 1.5"),
+        (dict(batch_size_after_freeze=0), "`batch_size_after_freeze` must be None or an integer >= 1, got 0"),
+        (dict(batch_size_after_freeze=-1), "`batch_size_after_freeze` must be None or an integer >= 1, got -1"),
+        (dict(batch_size_after_freeze=True), "`batch_size_after_freeze` must be None or an integer >= 1, got True"),
+        (dict(gradient_steps_after_freeze=0), "`gradient_steps_after_freeze` must be None, an integer >= 1 or -1, got 0"),
+        (dict(gradient_steps_after_freeze=1.5), "`gradient_steps_after_freeze` must be None, an integer >= 1 or -1, got 1.5"),
     ],
 )
 def test_parameters(algorithm, kwargs, message):
@@ -128,13 +128,13 @@ def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
 
 
 def test_a_cnn_policy_without_images():
-    with pytest.raises(ValueError, match="CnnPolicy needs images"):
+    with pytest.raises(ValueError, match=r"`observation_space` must have images .* with CnnPolicy, got"):
         SEERDQN("CnnPolicy", "CartPole-v1")
 
 
 def test_normalised_images():
     env = VecNormalize(make_vec_env(LightEnv), norm_obs=True)
-    with pytest.raises(ValueError, match="norm_obs=True"):
+    with pytest.raises(ValueError, match="`norm_obs` of VecNormalize must be False with images, got True"):
         SEERQRDQN("CnnPolicy", env, buffer_size=10, policy_kwargs=dict(features_extractor_class=TinyEncoder))
 
 

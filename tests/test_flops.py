@@ -136,7 +136,7 @@ def test_passes_of_the_algorithms() -> None:
 
 
 def test_an_algorithm_whose_passes_are_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"passes of TD3 are not known: allowed are DQN.* flops_passes"):
+    with pytest.raises(ValueError, match=r"`model` must be a DQN.* `flops_passes`, got TD3"):
         TD3("MlpPolicy", "Pendulum-v1", buffer_size=10).learn(1, callback=FlopsCallback())
 
 
@@ -302,7 +302,7 @@ def test_the_file_goes_on_where_a_training_does(tmp_path: Path) -> None:
     model = train(SEERDQN, 60, freeze_after=None, callback=callback)
     model.learn(60, callback=callback, reset_num_timesteps=False)
     assert [row.timesteps for row in read_rows(tmp_path / "flops.csv")] == [0, 50, 60, 100]
-    # And a new one begins anew
+    # A new one begins at 0
     train(SEERDQN, 60, freeze_after=None, callback=evaluated(tmp_path))
     assert [row.timesteps for row in read_rows(tmp_path / "flops.csv")] == [0, 50]
 

@@ -176,7 +176,7 @@ def test_layers_before_the_cut_stay_and_those_after_it_move(algorithm, encoder, 
     model = make_model(algorithm, encoder, layer)
     model.learn(45, callback=Remember(25))
 
-    # Networks with convolutions in common have one latent, and those of fc1 one each
+    # Networks with convolutions in common have one latent; frozen at fc1 they have one each
     n_networks = 2 if algorithm is SEERSAC and layer == "fc1" else 1
     assert model.encode(model._last_obs).shape == (1, n_networks, np.prod(shape))
     assert model.replay_buffer.stage == "latents"

@@ -1,4 +1,4 @@
-"""The package as users install it: from a wheel and from a folder, each in a virtual environment of its own."""
+"""The package as users install it: from a wheel and from a folder, each in its own virtual environment."""
 
 import json
 import os

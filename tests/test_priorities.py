@@ -441,7 +441,7 @@ def test_every_batch_gives_its_errors_back_before_the_next_is_sampled(algorithm)
     for batch, (indices, errors) in zip(batches, buffer.updates, strict=True):
         np.testing.assert_array_equal(indices, batch.indices)
         assert errors.shape == (8,) and (errors > 0).all()
-    # Each batch has errors of its own
+    # Each batch has its own errors
     assert len({errors.tobytes() for _, errors in buffer.updates}) == 5
 
 

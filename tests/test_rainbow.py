@@ -381,7 +381,7 @@ def test_prioritised_sampling_and_weights():
     np.random.seed(0)
     buffer.priorities.progress_remaining = 0.5
     samples = buffer.sample(10_000)
-    # The square roots of the errors; those of 0 are not sampled, but for epsilon
+    # The square roots of the errors; errors of 0 are not sampled, but for epsilon
     counts = np.bincount(samples.indices, minlength=8)
     np.testing.assert_allclose(counts[:4], [1000, 2000, 3000, 4000], atol=15)
     weights = {index: weight.item() for index, weight in zip(samples.indices, samples.weights[:, 0], strict=True)}
@@ -512,7 +512,7 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(policy_kwargs=dict(n_atoms=0)), "`n_atoms` must be an int >= 1, got 0"),
+        (dict(policy_kwargs=dict(n_atoms=0)), "`n_atoms` must be an integer >= 1, got 0"),
         (dict(policy_kwargs=dict(v_min=1.0, v_max=1.0)), "`v_min` and `v_max` must be finite, v_min < v_max, got 1.0 and 1.0"),
         (dict(policy_kwargs=dict(sigma0=0.0)), "`sigma0` must be finite and > 0, got 0.0"),
         (

@@ -639,7 +639,7 @@ def test_uint8_latents_keep_their_range_and_count_what_leaves_it() -> None:
     error, exact = errors()
     inside = (exact >= offset - scale / 2) & (exact <= offset + 255.5 * scale)
     assert inside.mean() > 0.9 and (error <= 0.51 * scale)[inside].all()
-    # The range is that of the observations it was fitted on, at most a little wider
+    # The range comes from the observations it was fitted on, at most a little wider
     assert (255 * scale <= 1.05 * np.ptp(exact, axis=0) * 2).all()
     pickled(oracle)
     buffer, n_clipped = oracle.buffer, oracle.buffer.encoder.n_clipped

@@ -73,7 +73,7 @@ def test_an_experiment_changes_what_the_paper_says_and_nothing_else() -> None:
     assert changes("curl_half_resolution", "curl_seer_paper", cheetah) == {**half, **large}
     assert changes("curl_small_buffer", "curl_seer_paper", cheetah) == dict(buffer_size=1_000, freeze_after=None)
     for algo in ("curl_seer", "sac_seer"):
-        # T_f with a small buffer is that of the large one
+        # T_f with a small buffer is the same as with the large one
         assert changes(f"{algo}_small_buffer", f"{algo}_paper", cheetah) == dict(buffer_size=1_000)
         assert changes(f"{algo}_half_resolution", f"{algo}_paper", cheetah) == half
     assert changes("rainbow_small_buffer", "rainbow", game) == dict(buffer_size=10_000)
@@ -157,7 +157,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 def test_an_unknown_name_is_answered_with_the_list(train: Train) -> None:
     gym.register("AnyLight-v0", LightEnv)
     try:
-        with pytest.raises(FileNotFoundError, match=r"curl_smal\.yml is not in the working directory") as error:
+        with pytest.raises(FileNotFoundError, match=r"`-conf` must be a file .*, got curl_smal\.yml") as error:
             train("curl_smal.yml", "curl_seer", "AnyLight-v0", n=1, gamma=0.9)
         for file in FILES:
             assert file.name in str(error.value)

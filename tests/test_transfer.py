@@ -40,7 +40,7 @@ def with_kwargs(algorithm, extractor, policy_kwargs: dict[str, Any], **kwargs: A
 
 
 def encoders(model) -> list[list[th.Tensor]]:
-    """Of each network with a latent of its own, the weights of its encoder, one after the other."""
+    """Of each network with its own latent, the weights of its encoder, one after the other."""
     return [
         [tensor for module in network.encoder_modules() for tensor in module.state_dict().values()]
         for network in model.policy.encoder_networks

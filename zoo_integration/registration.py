@@ -65,8 +65,7 @@ def find_config(config: str) -> str:
     files = {file.name: file for file in sorted(hyperparams_folder().rglob("*.yml"))}
     if config not in files:
         raise FileNotFoundError(
-            f"{config} is not in the working directory ({Path.cwd()}), and not one of the files that come with sb3_seer: "
-            f"{', '.join(files)}"
+            f"`-conf` must be a file in the working directory ({Path.cwd()}) or one of {', '.join(files)}, got {config}"
         )
     return str(files[config])
 

@@ -11,7 +11,7 @@ from torch import nn
 
 def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
     """
-    Cut a window out of each image, the same for all its channels, at a place of its own; all are equally likely.
+    Cut a window out of each image, the same for all its channels, at a random place; all places are equally likely.
 
     :param images: shape ``(batch_size, channels, H, W)``
     :return: shape ``(batch_size, channels, height, width)``

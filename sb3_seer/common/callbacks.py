@@ -50,7 +50,7 @@ class FreezeEncoderCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "freeze_encoder"):
-            raise ValueError(f"FreezeEncoderCallback needs a SEER algorithm such as SEERSAC, got {type(self.model).__name__}")
+            raise ValueError(f"`model` of a FreezeEncoderCallback must be a SEER algorithm, got {type(self.model).__name__}")
 
     def _on_training_start(self) -> None:
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:

@@ -90,7 +90,7 @@ class ObservationEncoder:
 
     :param images: spaces of the images, by key
     :param device: PyTorch device
-    :param n_augmentations: latents of an image, each of its own augmentation (K)
+    :param n_augmentations: latents of an image, each from another augmentation (K)
     :param augmentation: maps images of shape ``(batch_size, C, H, W)`` to ``(batch_size, C, h, w)``, same dtype
     :param latent_dtype: of the stored numbers
     :raises ValueError: for a parameter outside of what is said here
@@ -139,7 +139,7 @@ class ObservationEncoder:
     @property
     def latent_shape(self) -> tuple[int, int]:
         """
-        (N, L): networks with a latent of their own, numbers in a latent
+        (N, L): networks with their own latent, numbers in a latent
 
         :raises RuntimeError: if no policy was ever set
         """
@@ -151,7 +151,7 @@ class ObservationEncoder:
         """
         :param observations: batch of images; of ``Dict`` observations, by key
         :param n_views: augmented images of each
-        :return: augmented images on the device; those of view v begin at ``v * batch_size``
+        :return: augmented images on the device; view v begins at ``v * batch_size``
         """
         images = self._to_tensors(observations)
         if self.augmentation is None:

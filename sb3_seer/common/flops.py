@@ -134,7 +134,7 @@ class FlopsFormula:
     :param heads: M: multiply-adds of one observation in the rest of the networks
     :param passes: F and B: passes of a gradient step
     :param n_augmentations: K: stored copies of an observation
-    :param n_networks: N: networks with a latent of their own
+    :param n_networks: N: networks with their own latent
     """
 
     encoder: int
@@ -154,8 +154,8 @@ class FlopsFormula:
         passes = find_passes(model)
         if passes is None:
             raise ValueError(
-                f"The passes of {type(model).__name__} are not known: allowed are DQN, QRDQN, SEERSAC with images, their "
-                "subclasses, and algorithms with an attribute flops_passes"
+                "`model` must be a DQN, QRDQN, SEERSAC with images, a subclass of them or an algorithm with an attribute "
+                f"`flops_passes`, got {type(model).__name__}"
             )
         n_networks = model.policy.latent_shape[0] if isinstance(model.policy, SEERPolicy) else 1
         return cls(*(networks or count_networks(model.policy)), passes, getattr(model, "n_augmentations", 1), n_networks)
@@ -192,10 +192,10 @@ def estimate_flops(model: Any, timesteps: np.ndarray) -> np.ndarray:
     """
     formula, (frequency, unit) = FlopsFormula.of(model), model.train_freq
     if unit != TrainFrequencyUnit.STEP:
-        raise ValueError(f"`train_freq` must be in steps, got {model.train_freq}: nobody knows when the episodes ended")
+        raise ValueError(f"`train_freq` must be in steps, got {model.train_freq}. The ends of the episodes are not known")
     for name in ("batch_size_after_freeze", "gradient_steps_after_freeze"):
         if getattr(model, name, None) is not None:
-            raise ValueError(f"`{name}` must be None, got {getattr(model, name)}: the model has one setting, not both")
+            raise ValueError(f"`{name}` must be None, got {getattr(model, name)}")
     rollout = frequency * model.n_envs
     per_training = model.gradient_steps if model.gradient_steps >= 0 else rollout
 

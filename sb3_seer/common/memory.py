@@ -16,7 +16,7 @@ class MemoryPlan:
     :param n_envs: number of parallel environments
     :param frame_bytes: bytes stored for the images of one observation: their newest frames (P)
     :param number_bytes: bytes of one number of a latent (b)
-    :param n_networks: networks with a latent of their own (N)
+    :param n_networks: networks with their own latent (N)
     :param n_augmentations: augmented copies of each observation (K)
     :param latent_dim: numbers in a latent (L)
     :param max_latent_transitions: most transitions held once latents are stored, None: as many as fit

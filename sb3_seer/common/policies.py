@@ -179,7 +179,7 @@ class SEERPolicy(BasePolicy):
     @property
     @abstractmethod
     def encoder_networks(self) -> list[LatentNetwork]:
-        """The N networks with a latent of their own, in the order of their ``latent_index``."""
+        """The N networks with their own latent, in the order of their ``latent_index``."""
 
     @property
     @abstractmethod
@@ -194,7 +194,7 @@ class SEERPolicy(BasePolicy):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, L): networks with a latent of their own, numbers in a latent"""
+        """(N, L): networks with their own latent, numbers in a latent"""
         extractors = [split(network.features_extractor) for network in self.encoder_networks]
         return len(extractors), extractors[0].latent_dim
 

@@ -80,7 +80,7 @@ class SumTree:
 
     @property
     def _leaves(self) -> np.ndarray:
-        # Not kept: a copy of the tree would copy the view as an array of its own
+        # Not kept: a copy of the tree would copy the view as a separate array
         return self._levels[0].reshape(-1)[: self.capacity]
 
     @property

@@ -18,7 +18,7 @@ def tune_process() -> bool:
     Let the process keep freed memory for the next gradient step. Programs call it once, before they train on a CPU; the
     package itself never changes the process.
 
-    PyTorch has no allocator of its own on a CPU. Linux's C library (glibc) returns feature maps to the system as soon
+    PyTorch has no allocator on a CPU. Linux's C library (glibc) returns feature maps to the system as soon
     as they are freed, and a gradient step that needs them again spends a quarter of its time on page faults. At most
     1 GiB is kept, in blocks of up to 32 MiB: about what a gradient step needs (``SEERSAC`` with ``PixelEncoder`` and batches
     of 128: a peak of 875 MB, not 820).

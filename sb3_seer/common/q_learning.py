@@ -44,7 +44,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
 
     With a prioritised replay buffer, the loss of each transition counts by its weight, and its error is its next priority
     (Schaul et al. 2016, https://arxiv.org/abs/1511.05952, Algorithm 1). With any other buffer, ``train()`` is the algorithm's.
-    An algorithm without a ``train()`` of its own calls ``_train_on_losses()`` in both cases.
+    An algorithm without its own ``train()`` calls ``_train_on_losses()`` in both cases.
     """
 
     max_grad_norm: Any  # float, or None where the algorithm allows it

@@ -48,7 +48,7 @@ class LatentReplayBuffer(ReplayBuffer):
     Replay buffer that holds images until ``to_latents()`` is called, and K * N latents of each observation
     from then on, in the same bytes: see section 4 of the SEER paper (Chen et al., 2021).
 
-    Samples are those of SB3's ``ReplayBuffer`` (``NStepReplayBuffer`` when ``n_steps > 1``, ``DictReplayBuffer``
+    Samples are the same as SB3's ``ReplayBuffer`` gives (``NStepReplayBuffer`` when ``n_steps > 1``, ``DictReplayBuffer``
     for a ``Dict``) with the same random numbers. Differences: an observation, and a frame of a stack, is stored once;
     memory is allocated by the first ``add()``; an n-step return also ends where an episode was left without being
     done (a reset in the middle), and bootstraps there.
@@ -272,7 +272,7 @@ class LatentReplayBuffer(ReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None, n_views: int = 1) -> Any:
         """
-        Sample transitions; with ``n_views``, each several times with augmentations of its own, to average over them as in
+        Sample transitions; with ``n_views``, each several times, augmented differently, to average over them as in
         DrQ (Kostrikov et al. 2020, https://arxiv.org/abs/2004.13649: K target augmentations of equation 1 and M of
         equation 2). In the latents stage, these are different ones of the K stored copies.
 

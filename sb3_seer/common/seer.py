@@ -58,7 +58,7 @@ class SEERMixin(OffPolicyAlgorithm):
     :param args: as for the SB3 class
     :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never.
         To train in several calls of ``learn()``, give a number of steps
-    :param n_augmentations: K, stored copies of each observation, each with an augmentation of its own
+    :param n_augmentations: K, stored copies of each observation, each augmented differently
         (1 without augmentation)
     :param augmentation: ``"random_crop"``, ``"random_shift"``, a module from images ``(batch_size, channels, H, W)``
         to images, or None. A sampled batch of images is augmented once. Where nothing is augmented (acting, evaluation),
@@ -183,7 +183,9 @@ class SEERMixin(OffPolicyAlgorithm):
         """:raises ValueError: for arguments that are not allowed with images"""
         policy, images = self.policy_class.__name__, image_spaces(self.observation_space)
         if not images:
-            raise ValueError(f"{policy} needs images (a Box of 3 dimensions), got observations of {self.observation_space}")
+            raise ValueError(
+                f"`observation_space` must have images (a Box of 3 dimensions) with {policy}, got {self.observation_space}"
+            )
         self._check_vec_normalize(images)
         buffer_class = self.replay_buffer_class
         if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, LatentReplayBuffer)):
@@ -200,8 +202,8 @@ class SEERMixin(OffPolicyAlgorithm):
                 "observations that are stored at the freeze"
             )
         for name, allowed in (
-            ("batch_size_after_freeze", "None or an int >= 1"),
-            ("gradient_steps_after_freeze", "None, an int >= 1 or -1"),
+            ("batch_size_after_freeze", "None or an integer >= 1"),
+            ("gradient_steps_after_freeze", "None, an integer >= 1 or -1"),
         ):
             value = getattr(self, name)
             is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -214,9 +216,10 @@ class SEERMixin(OffPolicyAlgorithm):
         if env is None:
             return
         if env.norm_obs and (set(images) & set(env.norm_obs_keys or images)):
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            remedy = f"norm_obs_keys without {', '.join(images)}" if is_dict else "norm_obs=False"
-            raise ValueError(f"VecNormalize(norm_obs=True) cannot be used with images: use VecNormalize(env, {remedy})")
+            if isinstance(self.observation_space, spaces.Dict):
+                names = ", ".join(map(repr, images))
+                raise ValueError(f"`norm_obs_keys` of VecNormalize must not have the images {names}, got {env.norm_obs_keys}")
+            raise ValueError("`norm_obs` of VecNormalize must be False with images, got True")
         inner = image_spaces(env.observation_space)
         if any(key not in inner or inner[key].shape != box.shape for key, box in images.items()):
             given, wanted = (
@@ -224,7 +227,7 @@ class SEERMixin(OffPolicyAlgorithm):
                 for boxes in (inner, images)
             )
             raise ValueError(
-                f"VecNormalize must wrap images of {wanted}, got {given}: give it an env that has its wrappers already, such "
+                f"VecNormalize must wrap images of {wanted}, got {given}. Give it an env that has its wrappers already, such "
                 "as VecTransposeImage and VecFrameStack"
             )
 

@@ -91,7 +91,7 @@ def older_frames(stack: np.ndarray) -> np.ndarray:
 
 class ImageStore(ObservationStore):
     """
-    Observations as images: of each the newest frame; its older frames are those of the slots before.
+    Observations as images: of each the newest frame; its older frames are in the slots before.
 
     A stack that they do not make up (the first of an episode) has its older frames kept beside the ring, and the stacks
     just after it are rebuilt with them. The ring has ``n_stack - 1`` spare slots, for the older frames of the oldest step.

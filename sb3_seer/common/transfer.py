@@ -67,6 +67,6 @@ def _network(name: str) -> str:
 
 
 def _encoder_tensors(policy: SEERPolicy) -> set[th.Tensor]:
-    """:return: the tensors that the freeze takes, of the networks with a latent of their own"""
+    """:return: the tensors that the freeze takes, of the networks with their own latent"""
     modules = [module for network in policy.encoder_networks for module in network.encoder_modules()]
     return {tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()}

@@ -15,8 +15,8 @@ class Latents:
     """
     A batch of latents, tagged so that a network need not guess from a shape whether it was given images or latents.
 
-    :param values: float32 tensor of shape ``(batch_size, N, L)``: N networks with a latent
-        of their own, L numbers in a latent
+    :param values: float32 tensor of shape ``(batch_size, N, L)``: N networks with their own
+        latent, L numbers in a latent
     :param vector_obs: of ``Dict`` observations, the keys without images
     """
 
@@ -42,7 +42,7 @@ class LatentEncoder(Protocol):
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, L): networks with a latent of their own, numbers in a latent"""
+        """(N, L): networks with their own latent, numbers in a latent"""
 
     def center_crop(self, images: PyTorchObs) -> PyTorchObs:
         """

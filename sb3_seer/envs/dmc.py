@@ -46,7 +46,7 @@ class DMControlPixels(gym.ObservationWrapper[np.ndarray, ActType, Any], gym.util
         gym.utils.RecordConstructorArgs.__init__(self, height=height, width=width, camera_id=camera_id)
         super().__init__(env)
         if not hasattr(env.unwrapped, "physics"):
-            raise ValueError(f"DMControlPixels needs an environment of dm_control, got {env}")
+            raise ValueError(f"`env` must be an environment of dm_control, got {env}")
         self.render_kwargs: dict[str, Any] = dict(height=height, width=width, camera_id=camera_id)
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
 

@@ -53,7 +53,7 @@ class RainbowNetwork(QNetwork):
         sigma0: float = 0.5,
     ) -> None:
         if not isinstance(n_atoms, int) or n_atoms < 1:
-            raise ValueError(f"`n_atoms` must be an int >= 1, got {n_atoms!r}")
+            raise ValueError(f"`n_atoms` must be an integer >= 1, got {n_atoms!r}")
         if n_atoms > 1 and not -float("inf") < v_min < v_max < float("inf"):
             raise ValueError(f"`v_min` and `v_max` must be finite, v_min < v_max, got {v_min} and {v_max}")
         if noisy and not 0.0 < sigma0 < float("inf"):
