@@ -1,17 +1,14 @@
-"""What SEERSAC adds to SAC: averages over augmentations, a loss on the dynamics, and rates and initial weights of its own."""
+"""What SEERSAC adds to SAC: averages over augmentations, and rates and initial weights of its own."""
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer import SEERCURL, SEERSAC, PixelEncoder
-from sb3_seer.sac.contrastive import ContrastiveDynamics
-from tests.helpers import DialEnv, assert_same, encoder_state, make_model
+from tests.helpers import assert_same, make_model
 
 
 def shifted(algorithm: type = SEERSAC, **kwargs: Any) -> Any:
@@ -68,71 +65,6 @@ def test_views_are_counted_as_passes():
 def test_priorities_have_one_error_for_all_views_of_a_transition():
     model = shifted(n_views=3, replay_buffer_kwargs=dict(prioritized=True)).learn(40)
     assert model._n_updates > 0
-
-
-# ---- the loss on the dynamics ----
-
-
-def test_the_dynamics_loss_is_a_cross_entropy_over_the_batch():
-    dynamics = ContrastiveDynamics(n_features=3, action_dim=2)
-    features, actions, next_features = th.randn(5, 3), th.randn(5, 2), th.randn(5, 3)
-    predictions = features + dynamics.predictor(th.cat((features, actions), dim=1))
-    expected = 0.0
-    for i in range(5):
-        logits = [(predictions[i] @ dynamics.weight @ next_features[j]).item() for j in range(5)]
-        expected += math.log(sum(map(math.exp, logits))) - logits[i]
-    assert dynamics.loss(features, actions, next_features).item() == pytest.approx(expected / 5, rel=1e-5)
-
-
-def test_the_dynamics_loss_trains_the_encoder_and_nothing_else_of_the_agent():
-    states = []
-    for coef in (0.0, 1.0):
-        model = shifted(dynamics_coef=1.0)
-        model.dynamics_coef = coef  # given later, so that both have drawn the same weights
-        assert model.learn(11)._n_updates == 1
-        states.append(model.policy.state_dict())
-    ours, theirs = states
-    differing = {name for name in ours if not th.equal(ours[name], theirs[name])}
-    trained = {name for name in ours if name.startswith(("critic.features_extractor", "critic_target.features_extractor"))}
-    # The actor shares the critic's convolutions
-    assert differing and differing <= trained | {name for name in ours if name.startswith("actor.features_extractor.trunk")}
-
-
-class SwitchEnv(DialEnv):
-    """The two signs of an action say which of the four lamps is lit next."""
-
-    def step(self, action: np.ndarray) -> Any:
-        self.next_lamp = int(2 * (action[0] > 0) + (action[1] > 0))
-        return super().step(action)
-
-    def _next_observation(self) -> np.ndarray:
-        self.lamp = getattr(self, "next_lamp", 0)
-        return self._draw(self.lamp)
-
-
-def test_the_dynamics_loss_falls_where_actions_tell_the_next_observation():
-    kwargs = dict(env=SwitchEnv(), learning_rate=1e-3, batch_size=16, buffer_size=300)
-    model = shifted(dynamics_coef=1.0, **kwargs).learn(300)
-    # Chance is log(16) = 2.8; to know which lamp is lit next, but not which image of it, is about log(4) = 1.4
-    assert model.logger.name_to_value["train/dynamics_loss"] < 2.4
-
-
-def test_the_freeze_ends_the_dynamics_loss():
-    model = shifted(dynamics_coef=1.0, freeze_after=20).learn(20)
-    frozen, dynamics = encoder_state(model), {name: value.clone() for name, value in model.dynamics.state_dict().items()}
-    model.learn(20, reset_num_timesteps=False)
-    assert_same(encoder_state(model), frozen)
-    assert_same(model.dynamics.state_dict(), dynamics)
-
-
-def test_the_dynamics_are_saved_and_resume(tmp_path):
-    model = shifted(dynamics_coef=0.5).learn(30)
-    model.save(tmp_path / "model")
-    loaded = SEERSAC.load(tmp_path / "model", env=model.get_env(), device="cpu")
-    assert_same(loaded.dynamics.state_dict(), model.dynamics.state_dict())
-    moments = [optimizer.state_dict()["state"] for optimizer in (model.dynamics_optimizer, loaded.dynamics_optimizer)]
-    assert all(th.equal(moments[0][i]["exp_avg"], moments[1][i]["exp_avg"]) for i in moments[0]) and moments[0]
-    loaded.learn(10, reset_num_timesteps=False)
 
 
 # ---- rates, frequencies and initial weights ----
@@ -214,8 +146,6 @@ def test_policies_are_rebuilt_from_their_parameters(tmp_path):
         (dict(actor_update_freq=0), "`actor_update_freq` must be an integer >= 1, got 0"),
         (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),
         (dict(encoder_tau=1.5), "`encoder_tau` must be between 0 and 1, got 1.5"),
-        (dict(dynamics_coef=-1.0), "`dynamics_coef` must be >= 0, got -1.0"),
-        (dict(dynamics_coef=1.0, n_steps=3), "`dynamics_coef` must be 0 with n_steps=3, got 1.0"),
         (dict(policy_kwargs=dict(log_std_bounds=(2, -10))), "`log_std_bounds` must be two increasing numbers"),
         (dict(policy_kwargs=dict(log_std_bounds=(-10, 2)), use_sde=True), "`log_std_bounds` must be None with use_sde=True"),
     ],
@@ -226,9 +156,7 @@ def test_values_that_are_refused(kwargs, message):
 
 
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
-@pytest.mark.parametrize(
-    "kwargs", [dict(n_views=2), dict(dynamics_coef=1.0), dict(actor_update_freq=2), dict(encoder_tau=0.1)]
-)
+@pytest.mark.parametrize("kwargs", [dict(n_views=2), dict(actor_update_freq=2), dict(encoder_tau=0.1)])
 def test_without_images_they_are_refused(kwargs):
     (name,) = kwargs
     with pytest.raises(ValueError, match=f"`{name}` must be .* without images"):

@@ -215,7 +215,10 @@ class LatentReplayBuffer(ReplayBuffer):
         """:return: for each env, whether these are the next observations of the newest step, shape ``(n_envs,)``"""
         continues = store.is_open.copy()
         for env in continues.nonzero()[0].tolist():
-            continues[env] = all(np.array_equal(part[env], self.last_next_obs[key][env]) for key, part in parts.items())
+            continues[env] = all(
+                np.array_equal(part[env], self.last_next_obs[key][env], equal_nan=part.dtype.kind == "f")
+                for key, part in parts.items()
+            )
         return continues
 
     def _encode_step(

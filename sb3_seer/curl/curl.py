@@ -6,6 +6,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_seer.common.flops import Passes
 from sb3_seer.common.observations import map_parts
@@ -18,9 +19,26 @@ from sb3_seer.curl.policies import (
     SEERCURLPolicy,
 )
 from sb3_seer.sac import SEERSAC
-from sb3_seer.sac.contrastive import contrastive_loss
 
 SelfSEERCURL = TypeVar("SelfSEERCURL", bound="SEERCURL")
+
+
+def contrastive_loss(anchors: th.Tensor, keys: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """
+    The InfoNCE loss with bilinear similarities (CURL, https://arxiv.org/abs/2004.04136, section 4.3): for each anchor, find
+    its own key among the keys of the batch. The logits are ``anchors[i] @ weight @ keys[j]``, and the label of anchor i is i.
+
+    :param anchors: shape ``(batch_size, n_features)``
+    :param keys: same shape, ``keys[i]`` belongs to ``anchors[i]``
+    :param weight: the bilinear form W, shape ``(n_features, n_features)``
+    :return: the mean cross-entropy, a scalar
+    """
+    batch_size, n_features = anchors.shape
+    # A wrong shape would broadcast silently
+    assert keys.shape == (batch_size, n_features), f"anchors are {tuple(anchors.shape)}, keys {tuple(keys.shape)}"
+    assert weight.shape == (n_features, n_features), f"features are {n_features}, the weight is {tuple(weight.shape)}"
+    logits = anchors @ weight @ keys.T  # (batch_size, batch_size)
+    return F.cross_entropy(logits, th.arange(batch_size, device=logits.device))
 
 
 class SEERCURL(SEERSAC):
@@ -33,12 +51,13 @@ class SEERCURL(SEERSAC):
     observation of a batch, one (the anchor) seen by the critic, the other (the key) by the target critic, whose features
     extractor follows with a rate of its own (``encoder_tau``), it has to tell which belong together. The anchor is what
     the critic learns from, the key is augmented independently. The loss ends with the freeze: from then on this is
-    ``SEERSAC``. With ``freeze_after=None`` it is CURL. With ``MlpPolicy`` it is SB3's SAC, with the two defaults below.
+    ``SEERSAC``. With ``freeze_after=None`` it is CURL. With ``MlpPolicy`` it is SB3's SAC, with the defaults of
+    ``ent_coef`` and ``target_update_interval`` below.
 
     As in the released code of SEER, which gave the results of the paper:
 
-    * an update is a step of the critic, one of the actor (every second time), one of the target (likewise), and one on
-      the contrastive loss, for which the anchors are encoded anew,
+    * an update is a step of the critic, in every second one also of the actor and of the target, and one on
+      the contrastive loss, for which the anchors are encoded again,
     * the contrastive loss takes two steps with one gradient: one of the critic's optimizer, with the moments that the
       critic's loss shares (features extractor only), and one of its own optimizer (features extractor and W). So an update
       takes three Adam steps on the critic's encoder. CURL has two contrastive steps as well,
@@ -62,9 +81,9 @@ class SEERCURL(SEERSAC):
     :param cpc_update_freq: gradient steps for one of the contrastive loss, None for never
     :param encoder_learning_rate: of features extractors, the actor's and the critic's; a number, or a function
         of the progress remaining (from 1 to 0). ``learning_rate`` is that of the other layers
-    :param cpc_learning_rate: of the contrastive loss's own optimizer, likewise
+    :param cpc_learning_rate: of the contrastive loss's own optimizer; a number or a function
     :param kwargs: as for ``SEERSAC``
-    :raises ValueError: for a parameter outside of what is said here
+    :raises ValueError: for an invalid parameter
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -169,8 +188,8 @@ class SEERCURL(SEERSAC):
         if self.encoder_frozen or self.cpc_update_freq is None or not self._is_due(self.cpc_update_freq):
             return
         assert isinstance(self.policy, SEERCURLPolicy) and self.bilinear is not None and self.cpc_optimizer is not None
-        # Once more, because the critic's step has moved the encoder
-        # Of one view: another one of the same observation is no other observation
+        # The critic's step has moved the encoder: encode again
+        # One view only: another view of the same observation would be a false negative
         observations, positives = (
             map_parts(lambda images: images[: len(images) // self.n_views], images)
             for images in (batch.observations, batch.positives)

@@ -18,6 +18,9 @@ from sb3_seer.common.type_aliases import Latents
 __all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
 
 
+EncodedBatch = tuple[Latents, Latents, Latents]
+
+
 class LatentCritic(LatentNetwork, ContinuousCritic):
     """Q-networks that take images or latents."""
 
@@ -129,7 +132,7 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             assert isinstance(own_extractor, SplitExtractor)
             own_extractor.share_convolutions(extractor)
             self.actor = self.make_actor(own_extractor)
-            has_projection = any(True for _ in extractor.projection.parameters())
+            has_projection = len(list(extractor.projection.parameters())) > 0
             self.actor.latent_index = int(has_projection)
         else:
             self.actor = self.make_actor(extractor)
@@ -151,7 +154,7 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
         self.actor.optimizer = self.optimizer_class(self.actor_parameters(), **optimizer_kwargs)
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """:return: what the actor's loss trains: all of the actor that learns and is not the critic's"""
+        """:return: the parameters of the actor that it does not share with the critic"""
         critic_parameters = set(self.critic.parameters())
         return [parameter for parameter in self.actor.parameters() if parameter not in critic_parameters]
 
@@ -166,18 +169,18 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
 
     @property
     def encoder_networks(self) -> list[LatentNetwork]:
-        return [self.critic, self.actor][: self.actor.latent_index + 1]
+        return [self.critic] if self.actor.latent_index == 0 else [self.critic, self.actor]
 
     @property
     def target_networks(self) -> list[LatentNetwork]:
         return [self.critic_target]
 
-    def encode_batch(self, observations: PyTorchObs | Latents, next_observations: PyTorchObs | Latents) -> "EncodedBatch":
+    def encode_batch(self, observations: PyTorchObs | Latents, next_observations: PyTorchObs | Latents) -> EncodedBatch:
         """
         Encode a batch for a gradient step, each image once for each set of convolutions. Latents stay as they are.
 
         :param observations: augmented images, a dict with some, or latents
-        :param next_observations: likewise
+        :param next_observations: as ``observations``
         :return: latents of the observations, for the critic with the graph that trains the encoder; and of the next
             observations, without a graph, for the actor and for the target critic
         """
@@ -239,6 +242,3 @@ class CnnPolicy(SEERSACPolicy, SB3CnnPolicy):
 
 class MultiInputPolicy(SEERSACPolicy, SB3MultiInputPolicy):
     """Policy of ``SEERSAC`` for ``Dict`` observations with images: see :class:`SEERSACPolicy`."""
-
-
-EncodedBatch = tuple[Latents, Latents, Latents]

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.sac import SAC
@@ -18,7 +17,6 @@ from sb3_seer.common.policies import polyak_update
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.sac.contrastive import ContrastiveDynamics
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy, split_parameters
 
 SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
@@ -55,10 +53,8 @@ class SEERSAC(SEERMixin, SAC):
     :param ent_coef_learning_rate: of the entropy coefficient; a number, or a function of the progress remaining (from 1
         to 0). None: ``learning_rate``
     :param ent_coef_betas: Adam's betas for the entropy coefficient (CURL: (0.5, 0.999))
-    :param dynamics_coef: weight of a loss on the dynamics, which trains the encoder together with the critic's loss until the
-        freeze, see :class:`~sb3_seer.sac.contrastive.ContrastiveDynamics`. It costs no pass of the encoder. 0: no such loss
     :param kwargs: as for SB3's SAC and ``SEERMixin``
-    :raises ValueError: for a parameter outside of what is said here
+    :raises ValueError: for an invalid parameter
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -75,7 +71,6 @@ class SEERSAC(SEERMixin, SAC):
         encoder_tau: float | None = None,
         ent_coef_learning_rate: float | Schedule | None = None,
         ent_coef_betas: tuple[float, float] = (0.9, 0.999),
-        dynamics_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.n_views = n_views
@@ -83,10 +78,6 @@ class SEERSAC(SEERMixin, SAC):
         self.encoder_tau = encoder_tau
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.ent_coef_betas = ent_coef_betas
-        self.dynamics_coef = dynamics_coef
-        # Only with images and a dynamics_coef
-        self.dynamics: ContrastiveDynamics | None = None
-        self.dynamics_optimizer: th.optim.Optimizer | None = None
         super().__init__(*args, **kwargs)
 
     def _set_up_without_encoder(self, why_not: str) -> None:
@@ -99,10 +90,11 @@ class SEERSAC(SEERMixin, SAC):
             "encoder_tau",
             "ent_coef_learning_rate",
             "ent_coef_betas",
-            "dynamics_coef",
         ):
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(f"`{name}` must be {defaults[name]} without images, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            value = tuple(value) if isinstance(value, list) else value  # a saved model has its tuples as lists
+            if value != defaults[name]:
+                raise ValueError(f"`{name}` must be {defaults[name]} without images, got {value!r}")
         super()._set_up_without_encoder(why_not)
 
     def _check_arguments(self) -> None:
@@ -118,13 +110,6 @@ class SEERSAC(SEERMixin, SAC):
             )
         if self.encoder_tau is not None and not 0.0 <= self.encoder_tau <= 1.0:
             raise ValueError(f"`encoder_tau` must be between 0 and 1, got {self.encoder_tau!r}")
-        if self.dynamics_coef < 0.0:
-            raise ValueError(f"`dynamics_coef` must be >= 0, got {self.dynamics_coef!r}")
-        if self.dynamics_coef > 0.0 and self.n_steps > 1:
-            raise ValueError(
-                f"`dynamics_coef` must be 0 with n_steps={self.n_steps}, got {self.dynamics_coef}: the next observation of a "
-                "sample is then several actions away"
-            )
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -136,22 +121,12 @@ class SEERSAC(SEERMixin, SAC):
         if is_prioritized(self.replay_buffer) and not isinstance(self.policy, SEERSACPolicy):
             raise ValueError(
                 f"`replay_buffer_class` must be one of SB3's replay buffers or None without images, got "
-                f"{type(self.replay_buffer).__name__}: SB3's SAC knows no priorities"
+                f"{type(self.replay_buffer).__name__}: SB3's SAC has no priorities"
             )
         if self.ent_coef_optimizer is not None and isinstance(self.policy, SEERSACPolicy):
             beta1, beta2 = self.ent_coef_betas
             assert self.log_ent_coef is not None
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.ent_coef_lr_schedule(1), betas=(beta1, beta2))
-        if self.dynamics_coef > 0.0 and isinstance(self.policy, SEERSACPolicy):
-            action_dim = get_action_dim(self.action_space)
-            self.dynamics = ContrastiveDynamics(self.policy.n_image_features, action_dim).to(self.device)
-            self.dynamics_optimizer = th.optim.Adam(self.dynamics.parameters(), lr=self.lr_schedule(1))
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, saved_pytorch_variables = super()._get_torch_save_params()
-        if self.dynamics is not None:
-            state_dicts = [*state_dicts, "dynamics", "dynamics_optimizer"]
-        return state_dicts, saved_pytorch_variables
 
     @property
     def flops_passes(self) -> Passes | None:
@@ -164,7 +139,7 @@ class SEERSAC(SEERMixin, SAC):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
-        if self.ent_coef_learning_rate is not None and self.ent_coef_optimizer is not None:
+        if isinstance(self.policy, SEERSACPolicy) and self.ent_coef_optimizer is not None:
             update_learning_rate(self.ent_coef_optimizer, self.ent_coef_lr_schedule(self._current_progress_remaining))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -185,7 +160,7 @@ class SEERSAC(SEERMixin, SAC):
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
 
-        # A user's buffer may have the sample() of SB3
+        # A subclass of the buffer may override sample() without n_views
         views = dict(n_views=self.n_views) if self.n_views > 1 else {}
         # Read at the end: each .item() would make the host wait for the device
         logs: dict[str, list[th.Tensor]] = defaultdict(list)
@@ -221,29 +196,16 @@ class SEERSAC(SEERMixin, SAC):
             assert isinstance(critic_loss, th.Tensor)
             logs["critic_loss"].append(critic_loss.detach())
             # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
-            parameters = _learning(self.critic.parameters())
             self.critic.optimizer.zero_grad()
-            if self.dynamics is not None and self.dynamics_optimizer is not None and not self.encoder_frozen:
-                features, next_features = (
-                    self.policy.image_features(critic, latents.first(batch_size))
-                    for critic, latents in ((self.policy.critic, latents), (self.policy.critic_target, target_latents))
-                )
-                dynamics_loss = self.dynamics.loss(features, batch.actions[:batch_size], next_features.detach())
-                logs["dynamics_loss"].append(dynamics_loss.detach())
-                critic_loss = critic_loss + self.dynamics_coef * dynamics_loss
-                parameters += self.dynamics.parameters()
-                self.dynamics_optimizer.zero_grad()
-            critic_loss.backward(inputs=parameters)
+            critic_loss.backward(inputs=_trainable(self.critic.parameters()))
             self.critic.optimizer.step()
-            if self.dynamics_optimizer is not None and not self.encoder_frozen:
-                self.dynamics_optimizer.step()
 
             if update_actor:
                 q_values_pi = self._min_q_value(self.critic, latents_pi.detach(), actions_pi)
                 actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
                 self.actor.optimizer.zero_grad()
                 # ... and here of what the actor does not have from the critic
-                actor_loss.backward(inputs=_learning(self.policy.actor_parameters()))
+                actor_loss.backward(inputs=_trainable(self.policy.actor_parameters()))
                 self.actor.optimizer.step()
                 logs["actor_loss"].append(actor_loss.detach())
 
@@ -319,6 +281,6 @@ class SEERSAC(SEERMixin, SAC):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
-def _learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """:return: those that the user has not fixed"""
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """:return: parameters with ``requires_grad``"""
     return [parameter for parameter in parameters if parameter.requires_grad]
