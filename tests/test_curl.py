@@ -426,7 +426,7 @@ def test_without_images_it_is_sac(tmp_path):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(augmentation=None), "augmentation: None was given.*random_crop.*random_shift.*cpc_update_freq=None"),
+        (dict(augmentation=None), "`augmentation` must not be None with a contrastive loss.*cpc_update_freq=None"),
         (dict(cpc_update_freq=0), "`cpc_update_freq` must be None .never. or an integer >= 1, got 0"),
         (dict(actor_update_freq=None), "`actor_update_freq` must be an integer >= 1, got None"),
         (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),

@@ -188,3 +188,13 @@ def test_a_video_shows_what_it_shows_without_the_pixels(make_env: Callable[..., 
     assert isinstance(frame, np.ndarray)
     assert obs.shape == (100, 100, 3)
     assert frame.shape == (240, 320, 3)
+
+
+def test_shadows_can_be_left_out():
+    env = gym.make("dm_control/cartpole-swingup-v0")
+    wrapped = [DMControlPixels(env, height=40, width=40, shadows=shadows) for shadows in (True, False)]
+    env.reset(seed=0)
+    with_shadows, without = (wrapper.observation(None).astype(int) for wrapper in wrapped)
+    # Darker in a few places, and hardly brighter anywhere
+    assert (with_shadows - without).min() < -30 and (with_shadows - without).max() < 20
+    assert (abs(with_shadows - without) > 8).mean() < 0.05

@@ -163,6 +163,17 @@ def test_without_images_they_are_refused(kwargs):
         SEERSAC("MlpPolicy", "Pendulum-v1", buffer_size=10, **kwargs)
 
 
+@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL])
+def test_without_images_a_model_is_saved_and_subclassed(algorithm, tmp_path):
+    class Mine(algorithm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    Mine("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "model")
+    Mine.load(tmp_path / "model")
+
+
 def test_an_extractor_of_its_own_that_the_actor_cannot_have_is_warned_of():
     with pytest.warns(UserWarning, match="share_features_extractor=False has no effect with NatureCNN"):
         make_model(SEERSAC, None, size=36, freeze_after=None, policy_kwargs=dict(share_features_extractor=False))

@@ -49,7 +49,7 @@ class SEERCURL(SEERSAC):
 
     While the encoder learns, one more loss trains the critic's features extractor: from two augmentations of each
     observation of a batch, one (the anchor) seen by the critic, the other (the key) by the target critic, whose features
-    extractor follows with a rate of its own (``encoder_tau``), it has to tell which belong together. The anchor is what
+    extractor follows at ``encoder_tau``, it has to tell which belong together. The anchor is what
     the critic learns from, the key is augmented independently. The loss ends with the freeze: from then on this is
     ``SEERSAC``. With ``freeze_after=None`` it is CURL. With ``MlpPolicy`` it is SB3's SAC, with the defaults of
     ``ent_coef`` and ``target_update_interval`` below.
@@ -61,13 +61,15 @@ class SEERCURL(SEERSAC):
     * the contrastive loss takes two steps with one gradient: one of the critic's optimizer, with the moments that the
       critic's loss shares (features extractor only), and one of its own optimizer (features extractor and W). So an update
       takes three Adam steps on the critic's encoder. CURL has two contrastive steps as well,
-    * features extractors, the contrastive loss and the entropy coefficient have learning rates of their own.
+    * features extractors, the contrastive loss and the entropy coefficient each have a learning rate.
 
     Differences from it:
 
-    * those of ``SEERSAC``: the actor learns from features computed before the critic's step; the entropy coefficient has
+    * as in ``SEERSAC``, the actor learns from features computed before the critic's step; the entropy coefficient has
       the loss of SB3's SAC, in its logarithm (Adam hardly tells the two apart); after the freeze, the head of a features
       extractor (the layer normalisation of ``PixelEncoder``) goes on learning, and its target follows at ``encoder_tau``,
+    * updates are counted over all of the training, for ``target_update_interval`` too (SB3 counts from zero whenever it
+      trains),
     * a random crop may be at the last offset, too; the default augmentation is ``"random_shift"``, which suits images of
       all sizes. The papers': ``augmentation="random_crop"`` to 84 of 100 pixels,
     * at ``Dict`` observations the contrastive loss sees the images alone.
@@ -132,8 +134,8 @@ class SEERCURL(SEERSAC):
             raise ValueError(f"`cpc_update_freq` must be None (never) or an integer >= 1, got {value!r}")
         if self.augmentation is None and self.cpc_update_freq is not None:
             raise ValueError(
-                "augmentation: None was given, and the contrastive loss compares two augmentations of an observation: allowed "
-                'are "random_crop", "random_shift" and a module, or None together with cpc_update_freq=None (no such loss)'
+                "`augmentation` must not be None with a contrastive loss, which compares two augmentations of an observation. "
+                "cpc_update_freq=None turns that loss off"
             )
 
     def _setup_lr_schedule(self) -> None:
@@ -172,6 +174,9 @@ class SEERCURL(SEERSAC):
         for optimizer in (self.actor.optimizer, self.critic.optimizer):
             optimizer.param_groups[EXTRACTOR_GROUP]["lr"] = self.encoder_lr_schedule(progress_remaining)
         update_learning_rate(self.cpc_optimizer, self.cpc_lr_schedule(progress_remaining))
+
+    def _is_target_due(self, gradient_step: int) -> bool:
+        return self._is_due(self.target_update_interval)
 
     @property
     def flops_passes(self) -> Passes | None:

@@ -8,7 +8,7 @@ from sb3_seer.sac.policies import LatentCritic, SEERSACPolicy, split_parameters
 
 __all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
 
-# Of the actor's and of the critic's optimizer: the parameter group with a learning rate of its own
+# Index of the features extractor's parameter group in the optimizers of actor and critic
 EXTRACTOR_GROUP = 1
 
 

@@ -39,15 +39,21 @@ class DMControlPixels(gym.ObservationWrapper[np.ndarray, ActType, Any], gym.util
     :param height: pixels; the default is the papers' (they crop it to 84)
     :param width: pixels
     :param camera_id: number or name of the camera
+    :param shadows: whether to draw shadows, as in the published benchmarks. On a CPU an image without them takes a quarter of
+        the time (cartpole, 50x50 pixels: 3 ms for 13)
     :raises ValueError: if the environment is not one of dm_control
     """
 
-    def __init__(self, env: gym.Env, height: int = 100, width: int = 100, camera_id: int | str = 0) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, height=height, width=width, camera_id=camera_id)
+    def __init__(
+        self, env: gym.Env, height: int = 100, width: int = 100, camera_id: int | str = 0, shadows: bool = True
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, height=height, width=width, camera_id=camera_id, shadows=shadows)
         super().__init__(env)
         if not hasattr(env.unwrapped, "physics"):
             raise ValueError(f"`env` must be an environment of dm_control, got {env}")
         self.render_kwargs: dict[str, Any] = dict(height=height, width=width, camera_id=camera_id)
+        if not shadows:
+            self.render_kwargs["render_flag_overrides"] = dict(shadow=False)
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:

@@ -28,7 +28,7 @@ class SEERSAC(SEERMixin, SAC):
 
     Paper: https://arxiv.org/abs/2103.02886 (Algorithm 1; control: section 5.1, without the contrastive loss of CURL).
 
-    All parameters of SB3's :class:`~stable_baselines3.sac.SAC`, with the same defaults and meaning, and those of
+    All parameters of SB3's :class:`~stable_baselines3.sac.SAC`, with the same defaults and meaning, and of
     :class:`~sb3_seer.common.seer.SEERMixin`. With images (``CnnPolicy``, ``MultiInputPolicy``) it differs from SB3's SAC
     in this:
 
@@ -41,13 +41,12 @@ class SEERSAC(SEERMixin, SAC):
     With ``MlpPolicy`` it is SB3's SAC: the parameters below, which concern images, must keep their defaults then.
 
     :param args: as for SB3's SAC and ``SEERMixin``
-    :param n_views: augmented views of each sampled transition, of its own augmentations. The targets are averaged over
-        the views of the next observation and the critic's loss over those of the observation, as in DrQ
+    :param n_views: views of each sampled transition, augmented independently. The targets are averaged over the views
+        of the next observation, the critic's loss over the views of the observation, as in DrQ
         (https://arxiv.org/abs/2004.13649, equations 1 to 3, with K = M = ``n_views``); the actor learns from one. In the
         latents stage they are ``n_views`` of the K stored copies
-    :param actor_update_freq: gradient steps for one of the actor and the entropy coefficient (CURL and DrQ: 2)
-    :param target_update_interval: gradient steps for one update of the target, counted over all of the training
-        (SB3 counts from zero whenever it trains)
+    :param actor_update_freq: gradient steps for one of the actor and the entropy coefficient, counted over all of the training
+        (CURL and DrQ: 2)
     :param encoder_tau: Polyak coefficient of the target critic's features extractor, between 0 and 1 (CURL: 0.05).
         None: ``tau``, as for the Q-networks
     :param ent_coef_learning_rate: of the entropy coefficient; a number, or a function of the progress remaining (from 1
@@ -81,9 +80,11 @@ class SEERSAC(SEERMixin, SAC):
         super().__init__(*args, **kwargs)
 
     def _set_up_without_encoder(self, why_not: str) -> None:
-        # SEERCURL has other defaults for some
-        signatures = [inspect.signature(cls.__init__).parameters for cls in (SEERSAC, type(self))]
-        defaults = {name: parameter.default for parameters in signatures for name, parameter in parameters.items()}
+        # A subclass may have other defaults, as SEERCURL has
+        inits = [vars(cls)["__init__"] for cls in reversed(type(self).__mro__) if "__init__" in vars(cls)]
+        defaults = {
+            name: parameter.default for init in inits for name, parameter in inspect.signature(init).parameters.items()
+        }
         for name in (
             "n_views",
             "actor_update_freq",
@@ -164,7 +165,7 @@ class SEERSAC(SEERMixin, SAC):
         views = dict(n_views=self.n_views) if self.n_views > 1 else {}
         # Read at the end: each .item() would make the host wait for the device
         logs: dict[str, list[th.Tensor]] = defaultdict(list)
-        for _ in range(gradient_steps):
+        for gradient_step in range(gradient_steps):
             # Every field has a row for each view: (n_views * batch_size, ...)
             batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env, **views)
             discounts = batch.discounts if batch.discounts is not None else self.gamma
@@ -209,7 +210,7 @@ class SEERSAC(SEERMixin, SAC):
                 self.actor.optimizer.step()
                 logs["actor_loss"].append(actor_loss.detach())
 
-            if self._is_due(self.target_update_interval):
+            if self._is_target_due(gradient_step):
                 self._update_target()
                 # Copy running stats, see https://github.com/DLR-RM/stable-baselines3/issues/996
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
@@ -226,8 +227,12 @@ class SEERSAC(SEERMixin, SAC):
             self.logger.record(f"train/{name}", th.stack(values).mean().item())
 
     def _is_due(self, frequency: int) -> bool:
-        """:return: whether this gradient step has an update that comes once in ``frequency``, the first step included"""
+        """Whether this gradient step has an update that comes once in ``frequency``, counted over all of the training."""
         return self._n_updates % frequency == 0
+
+    def _is_target_due(self, gradient_step: int) -> bool:
+        """:return: whether the target is updated after this gradient step of ``train()``, counted from zero as in SB3"""
+        return gradient_step % self.target_update_interval == 0
 
     def _ent_coef(self) -> th.Tensor:
         """:return: the entropy coefficient, without a graph"""
