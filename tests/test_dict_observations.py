@@ -669,3 +669,14 @@ def test_images_that_are_as_large_as_the_crop_stay():
     policy = make_model(SEERDQN, **kwargs).policy
     assert policy.image_size == dict(map=(16, 16))
     assert policy.image_space["image"] == policy.observation_space["image"]
+
+
+def test_a_missing_value_does_not_end_an_n_step_window():
+    """A NaN, as sensors and games give for what is unknown, is not equal to itself."""
+    space = spaces.Dict(image=spaces.Box(0, 255, (1, 4, 4), np.uint8), sensor=spaces.Box(-np.inf, np.inf, (2,), np.float32))
+    buffer = LatentReplayBuffer(20, space, spaces.Discrete(2), device="cpu", n_steps=3, gamma=0.5)
+    observations = [dict(image=np.full((1, 1, 4, 4), t, np.uint8), sensor=np.array([[np.nan, t]])) for t in range(11)]
+    for obs, next_obs in zip(observations, observations[1:], strict=False):
+        buffer.add(obs, next_obs, np.zeros((1, 1)), np.ones(1), np.zeros(1), [{}])
+    rewards = buffer._get_samples(np.arange(8)).rewards[:, 0]
+    assert rewards.tolist() == [1.75] * 8

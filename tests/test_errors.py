@@ -191,7 +191,7 @@ def test_stacks_that_do_not_move_on_by_a_frame_are_named(n_stack):
         warnings.simplefilter("always")
         model.learn(100, log_interval=1)
     messages = {str(warning.message) for warning in said}
-    assert any("half as much memory again" in message and "n_stack=1" in message for message in messages) == (n_stack is None)
+    assert any("half as much memory" in message and "n_stack=1" in message for message in messages) == (n_stack is None)
 
 
 def test_nothing_to_freeze():

@@ -129,7 +129,7 @@ def test_a_users_callback_may_have_attributes_like_a_list_of_callbacks():
 def test_callback_needs_a_seer_algorithm():
     from stable_baselines3 import DQN
 
-    with pytest.raises(ValueError, match="SEERSAC, got DQN"):
+    with pytest.raises(ValueError, match="must be a SEER algorithm, got DQN"):
         DQN("CnnPolicy", LightEnv(size=48), buffer_size=10).learn(1, callback=FreezeEncoderCallback())
 
 

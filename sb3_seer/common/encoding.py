@@ -25,7 +25,7 @@ class LatentCodec:
     Turns float32 latents into stored numbers, and back.
 
     :param dtype: one of ``LATENT_DTYPES``
-    :param scale: uint8 only: what one step of the stored number is worth, shape ``(N, L)``
+    :param scale: uint8 only: latent units of one stored unit, shape ``(N, L)``
     :param offset: uint8 only: the value of a stored zero, shape ``(N, L)``
     """
 
@@ -93,7 +93,7 @@ class ObservationEncoder:
     :param n_augmentations: latents of an image, each from another augmentation (K)
     :param augmentation: maps images of shape ``(batch_size, C, H, W)`` to ``(batch_size, C, h, w)``, same dtype
     :param latent_dtype: of the stored numbers
-    :raises ValueError: for a parameter outside of what is said here
+    :raises ValueError: for an invalid parameter
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ObservationEncoder:
         self.n_augmentations, self.augmentation = n_augmentations, augmentation
         # None until the range of uint8 is known
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
-        self.n_clipped = 0  # numbers outside of that range, so far
+        self.n_clipped = 0  # numbers clipped so far
         self._policy: LatentEncoder | None = None
         self._latent_shape: tuple[int, int] | None = None
 

@@ -421,7 +421,7 @@ class LatentReplayBuffer(ReplayBuffer):
         held = self.n_valid * self.n_envs * self.layout.frame_bytes
         if self.stage == "images" and self.n_stack > 1 and self.extra_bytes > max(held, self.nbytes // 10) / 2:
             warnings.warn(
-                "The replay buffer takes at least half as much memory again as was announced: observations are not shifted "
+                "Extra frames take at least half as much memory as the stored images: observations are not shifted "
                 f"by one of {self.n_stack} stacked frames in a step. To store each as it is, set "
                 "replay_buffer_kwargs=dict(n_stack=1)",
                 stacklevel=2,
@@ -486,7 +486,7 @@ class LatentReplayBuffer(ReplayBuffer):
             try:
                 self._convert(images, n_rows)
             except BaseException:
-                self.reset()  # rather empty than half images, half latents
+                self.reset()  # an empty buffer is better than a half-converted one
                 self.encoder.codec = codec
                 raise
         self.buffer_size, self.full = n_rows, self.n_valid == n_rows

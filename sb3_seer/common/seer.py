@@ -50,7 +50,8 @@ class SEERMixin(OffPolicyAlgorithm):
 
     While the encoder learns, the replay buffer holds images. At step T_f (``freeze_after``) the encoder is frozen,
     every stored image becomes K latents in place, and the same bytes hold more transitions. From then on
-    a gradient step never touches a convolution, and each step of the environments runs the encoder once.
+    a gradient step never touches a convolution, and each step of the environments runs the encoder once (once more at the
+    start of an episode, to act).
 
     Of ``Dict`` observations (``MultiInputPolicy``), the images become latents and the other keys stay as they are.
     Without images (``MlpPolicy``) there is no encoder: the algorithm trains as the SB3 class, and warns once.
@@ -61,7 +62,7 @@ class SEERMixin(OffPolicyAlgorithm):
     :param n_augmentations: K, stored copies of each observation, each augmented differently
         (1 without augmentation)
     :param augmentation: ``"random_crop"``, ``"random_shift"``, a module from images ``(batch_size, channels, H, W)``
-        to images, or None. A sampled batch of images is augmented once. Where nothing is augmented (acting, evaluation),
+        to images, or None. Images are augmented when they are sampled. Where nothing is augmented (acting, evaluation),
         an image larger than the augmented ones is cropped to its middle
     :param augmentation_kwargs: arguments of the named augmentation: ``dict(size=84)``, ``dict(pad=4)``
     :param latent_dtype: dtype of a stored number: ``"float32"``, ``"float16"`` or ``"uint8"``
@@ -295,7 +296,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self._freeze()
 
     def _freeze(self) -> None:
-        # First what can be interrupted. An encoder gives the same latents before and after it is frozen
+        # The conversion may be interrupted, so it comes first. An encoder gives the same latents before and after it is frozen
         self.replay_buffer.set_encoder(self.policy)
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
@@ -328,7 +329,7 @@ class SEERMixin(OffPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
             self._check_latents()
-            self.replay_buffer.set_encoder(self.policy)  # a copy of the model has a buffer without
+            self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
         return super()._setup_learn(*args, **kwargs)
 
     def _holds_latents(self) -> bool:
