@@ -1,6 +1,7 @@
 """``Dict`` observations: images become latents, the other keys stay what they are."""
 
 import copy
+import itertools
 from typing import Any
 
 import gymnasium as gym
@@ -676,7 +677,7 @@ def test_a_missing_value_does_not_end_an_n_step_window():
     space = spaces.Dict(image=spaces.Box(0, 255, (1, 4, 4), np.uint8), sensor=spaces.Box(-np.inf, np.inf, (2,), np.float32))
     buffer = LatentReplayBuffer(20, space, spaces.Discrete(2), device="cpu", n_steps=3, gamma=0.5)
     observations = [dict(image=np.full((1, 1, 4, 4), t, np.uint8), sensor=np.array([[np.nan, t]])) for t in range(11)]
-    for obs, next_obs in zip(observations, observations[1:], strict=False):
+    for obs, next_obs in itertools.pairwise(observations):
         buffer.add(obs, next_obs, np.zeros((1, 1)), np.ones(1), np.zeros(1), [{}])
     rewards = buffer._get_samples(np.arange(8)).rewards[:, 0]
     assert rewards.tolist() == [1.75] * 8
