@@ -1,5 +1,6 @@
 """What the tests share: environments of a few pixels, learned in seconds, and agents for them."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -7,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.logger import configure
 from torch import nn
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow, SplitExtractor
@@ -106,3 +108,12 @@ def assert_same(state: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> Non
     assert state.keys() == other.keys() and state
     for name, value in state.items():
         assert th.equal(value, other[name]), name
+
+
+def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:
+    """:return: weights after some more gradient steps with known random numbers"""
+    np.random.seed(1)
+    th.manual_seed(1)
+    model.set_logger(configure(None, []))
+    model.train(gradient_steps=gradient_steps, batch_size=16)
+    return copy.deepcopy(model.policy.state_dict())

@@ -17,14 +17,12 @@ import pytest
 import torch as th
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from test_replay_buffer import make_oracle, sample_all, saved
-from test_save_load import train_on
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
 from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.replay import LatentReplayBuffer
-from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, make_model
-from tests.replay_oracle import Oracle, Stream, StubEncoder, image_space, name_space
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, make_model, train_on
+from tests.replay_oracle import Oracle, Stream, StubEncoder, image_space, make_oracle, name_space, sample_all, saved
 
 
 def transitions(buffer: Any) -> dict[int, tuple[np.ndarray, ...]]:

@@ -13,13 +13,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import NatureCNN
-from test_dict_observations import EXTRACTORS, IMAGES, OTHERS
-from test_dict_observations import make_model as make_dict_model
 
 from sb3_seer import SEERSAC, LatentReplayBuffer
 from sb3_seer.common.augmentations import RandomCrop
 from sb3_seer.curl import SEERCURL
 from sb3_seer.curl.curl import contrastive_loss
+from tests.dict_helpers import EXTRACTORS, IMAGES, OTHERS
+from tests.dict_helpers import make_model as make_dict_model
 from tests.helpers import DialEnv, TinyEncoder
 
 

@@ -3,8 +3,6 @@
 import pickle
 import tracemalloc
 from copy import deepcopy
-from functools import partial
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -17,99 +15,23 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
-from tests.replay_oracle import CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space
-
-GAMMA = 0.5
-
-
-def make_oracle(
-    buffer_size: int = 24,
-    n_envs: int = 1,
-    n_stack: int = 3,
-    padding: str = "zeros",
-    n_augmentations: int = 1,
-    crop: bool = False,
-    seed: int = 0,
-    dtype: str = "uint8",
-    views: float = 0.0,
-    **kwargs: Any,
-) -> Oracle:
-    """:return: an oracle around an empty buffer that has a stub encoder"""
-    space = image_space(n_stack, dtype=dtype)
-    augmentation = CycledCrop(n_augmentations) if crop else None
-    buffer = LatentReplayBuffer(
-        buffer_size,
-        space,
-        name_space(),
-        device="cpu",
-        n_envs=n_envs,
-        n_stack=n_stack,
-        gamma=GAMMA,
-        n_augmentations=n_augmentations,
-        augmentation=augmentation,
-        **kwargs,
-    )
-    n_channels, size, _ = space.shape
-    size -= n_augmentations if crop else 0
-    buffer.set_encoder(StubEncoder((n_channels, size, size)))
-    rng = np.random.RandomState(seed)
-    return Oracle(buffer, [Stream(rng, n_stack, padding, dtype=dtype) for _ in range(n_envs)], views)
-
-
-def sample_all(buffer: LatentReplayBuffer, which: int = 0) -> Any:
-    """:return: one sample of each transition held, all with the same augmented copy"""
-    indices = np.arange(buffer.size() * buffer.n_envs)
-    rows, envs = np.divmod(indices, buffer.n_envs)
-    answers = [rows, envs, np.full_like(rows, which)]
-    with pytest.MonkeyPatch.context() as patch:
-        if buffer.priorities is not None:
-            # Every transition that is held has a priority, and no other
-            patch.setattr(buffer.priorities, "sample", lambda _: buffer.priorities.values.nonzero()[0])
-            answers = answers[2:]
-        iterator = iter(answers)
-        patch.setattr(np.random, "randint", lambda *_, **__: next(iterator))
-        return buffer.sample(len(rows))
-
-
-def check(oracle: Oracle) -> None:
-    """The buffer holds the last transitions, all of them, each as it was added."""
-    buffer = oracle.buffer
-    assert buffer.size() == oracle.n_held and buffer.full == (oracle.n_held == buffer.buffer_size)
-    for which in range(buffer.encoder.n_augmentations if buffer.stage == "latents" else 1):
-        samples = sample_all(buffer, which)
-        names = samples.actions[:, 0].long().tolist()
-        assert len(names) == len(set(names)) and set(names) == oracle.names()
-        wanted = [oracle.expected(name, buffer.n_steps, GAMMA) for name in names]
-        for key, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
-            images = [step[key] for step in wanted]
-            if buffer.stage == "latents":
-                assert isinstance(got, Latents)
-                # A stored latent equals encode(augmented image)
-                crops = (
-                    images
-                    if buffer.encoder.augmentation is None
-                    else [buffer.encoder.augmentation.crop(o, which) for o in images]
-                )
-                np.testing.assert_array_equal(got.values, buffer.encoder.policy.encode(th.as_tensor(np.stack(crops))))
-            elif buffer.encoder.augmentation is not None:
-                crops = [buffer.encoder.augmentation.crop(o, i) for i, o in enumerate(images)]
-                np.testing.assert_array_equal(got, np.stack(crops))
-            else:
-                assert got.dtype == th.as_tensor(images[0]).dtype
-                np.testing.assert_array_equal(got, np.stack(images))
-        np.testing.assert_array_equal(samples.dones[:, 0], [step["done"] for step in wanted])
-        np.testing.assert_array_equal(samples.rewards[:, 0], [step["reward"] for step in wanted])
-        if buffer.n_steps == 1:
-            assert samples.discounts is None
-        else:
-            np.testing.assert_array_equal(samples.discounts[:, 0], [step["discount"] for step in wanted])
-        if buffer.priorities is not None:
-            held = [oracle.priorities[name] for name in names]
-            np.testing.assert_allclose(buffer.priorities.values[samples.indices], held, rtol=1e-12)
+from tests.replay_oracle import (
+    GAMMA,
+    CycledCrop,
+    Oracle,
+    Stream,
+    StubEncoder,
+    check,
+    image_space,
+    make_oracle,
+    name_space,
+    pickled,
+    sample_all,
+    saved,
+)
 
 
 def update_priorities(oracle: Oracle) -> None:
@@ -121,29 +43,6 @@ def update_priorities(oracle: Oracle) -> None:
     for name, error in zip(samples.actions[:, 0].long().tolist(), errors, strict=True):
         oracle.priorities[name] = (float(error) + 1e-6) ** 0.6
     oracle.max_priority = max(oracle.max_priority, ((errors.astype(float) + 1e-6) ** 0.6).max())
-
-
-def saved(oracle: Oracle, path: str | None = None, frozen: bool | None = None) -> None:
-    """The buffer is saved to a file and loaded, or loaded from the file that is given."""
-    buffer, encoder = oracle.buffer, oracle.buffer.encoder.policy
-    kwargs = {name: getattr(buffer, name) for name in ("n_envs", "n_steps", "gamma", "latent_dtype", "prioritized")}
-    kwargs.update({name: getattr(buffer.encoder, name) for name in ("n_augmentations", "augmentation")}, device="cpu")
-    make_buffer = partial(
-        LatentReplayBuffer, observation_space=buffer.observation_space, action_space=buffer.action_space, **kwargs
-    )
-    with TemporaryDirectory() as folder:
-        save_buffer(buffer, f"{folder}/buffer")
-        frozen = buffer.stage == "latents" if frozen is None else frozen
-        oracle.buffer = load_buffer(path or f"{folder}/buffer", make_buffer, encoder, frozen)
-
-
-def pickled(oracle: Oracle) -> None:
-    """The buffer is saved and loaded."""
-    encoder = oracle.buffer.encoder.policy
-    oracle.buffer = pickle.loads(pickle.dumps(oracle.buffer))
-    with pytest.raises(RuntimeError, match="set_encoder"):
-        _ = oracle.buffer.encoder.policy
-    oracle.buffer.set_encoder(encoder)
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)

@@ -9,22 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
 from sb3_seer.common.buffer_file import describe
-from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
-
-
-def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:
-    """:return: weights after some more gradient steps with known random numbers"""
-    np.random.seed(1)
-    th.manual_seed(1)
-    model.set_logger(configure(None, []))
-    model.train(gradient_steps=gradient_steps, batch_size=16)
-    return copy.deepcopy(model.policy.state_dict())
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model, train_on
 
 
 @pytest.mark.parametrize("total_timesteps", [30, 40, 60])
