@@ -85,13 +85,7 @@ class SEERSAC(SEERMixin, SAC):
         defaults = {
             name: parameter.default for init in inits for name, parameter in inspect.signature(init).parameters.items()
         }
-        for name in (
-            "n_views",
-            "actor_update_freq",
-            "encoder_tau",
-            "ent_coef_learning_rate",
-            "ent_coef_betas",
-        ):
+        for name in ("n_views", "actor_update_freq", "encoder_tau", "ent_coef_learning_rate", "ent_coef_betas"):
             value = getattr(self, name)
             value = tuple(value) if isinstance(value, list) else value  # a saved model has its tuples as lists
             if value != defaults[name]:
