@@ -289,7 +289,7 @@ def write_csv(curves: Sequence[Curve], file: str | Path, axes: Sequence[str] = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    :param arguments: arguments of the command line; by default those of this process
+    :param arguments: arguments of the command line, None for ``sys.argv``
     """
     parser = argparse.ArgumentParser(
         "python -m sb3_seer.plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
