@@ -8,9 +8,8 @@ Folders of one algorithm and environment are runs of one curve: their mean, and 
 ``-conf`` have a curve with the name of that file. A dotted line of the same colour marks the freeze. A folder must have the
 ``evaluations.npz`` of an ``EvalCallback``, which ``python -m rl_zoo3.train`` writes unless ``--eval-freq`` is negative.
 
-Operations and time come from the ``flops.csv`` that a :class:`~sb3_seer.common.flops.FlopsCallback` writes beside it, as each
-SEER algorithm does. Without this file, operations are computed from the parameters of the saved model, and time comes from the
-monitor files, where it includes the evaluations.
+Operations, time and the freeze come from the ``flops.csv`` that a :class:`~sb3_seer.common.flops.FlopsCallback` writes beside
+it, as each SEER algorithm does.
 """
 
 import argparse
@@ -21,15 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
-from stable_baselines3.common.save_util import load_from_zip_file
 
-from sb3_seer.common.callbacks import freeze_step
-from sb3_seer.common.flops import FLOPS_FILE, estimate_flops, read_rows
+from sb3_seer.common.flops import FLOPS_FILE, FlopsRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,70 +92,43 @@ class Run:
         conf_file = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)["conf_file"]
         return self.algorithm if conf_file is None else re.sub(r"\.(yml|yaml|py)$", "", Path(conf_file).name)
 
+    @cached_property
+    def rows(self) -> list[FlopsRow]:
+        """
+        the rows of the ``flops.csv``, none if there is no such file
+
+        :raises ValueError: if it has other columns
+        """
+        file = self.folder / FLOPS_FILE
+        if not file.is_file():
+            return []
+        with file.open(newline="") as stream:
+            header, *rows = csv.reader(stream)
+        if tuple(header) != FlopsRow._fields:
+            raise ValueError(f"{file} must have the columns {', '.join(FlopsRow._fields)}, got {', '.join(header)}")
+        return [FlopsRow(int(row[0]), int(row[1]), float(row[2]), int(row[3])) for row in rows]
+
     def x(self, axis: str, timesteps: np.ndarray) -> np.ndarray:
         """
         :param axis: ``"steps"``, ``"flops"`` or ``"time"``
         :param timesteps: steps of the training, shape ``(n,)``
         :return: steps, operations or seconds until then, shape ``(n,)``
-        :raises ValueError: if the folder has neither a ``flops.csv`` nor a saved model
+        :raises ValueError: if the folder has no ``flops.csv``
         """
         if axis == "steps":
             return timesteps
-        rows = read_rows(self.folder / FLOPS_FILE)
-        if not rows:
-            return estimate_flops(self._load_model(), timesteps) if axis == "flops" else self._monitored_seconds(timesteps)
-        values = [row.flops if axis == "flops" else row.seconds for row in rows]
-        return np.interp(timesteps, [row.timesteps for row in rows], values)
+        if not self.rows:
+            raise ValueError(
+                f"{self.folder} must have a {FLOPS_FILE} for -x {axis}. SEER algorithms write it, others with "
+                "callback: sb3_seer.common.flops.FlopsCallback"
+            )
+        values = [row.flops if axis == "flops" else row.seconds for row in self.rows]
+        return np.interp(timesteps, [row.timesteps for row in self.rows], values)
 
     def freeze(self) -> int | None:
-        """:return: the step at which the encoder was frozen; None if it never was, or always"""
-        rows = read_rows(self.folder / FLOPS_FILE)
-        if rows:
-            frozen = [row.timesteps for row in rows if row.frozen]
-            return frozen[0] if frozen and not rows[0].frozen else None
-        if not self._model_file.is_file() or not (data := self._saved_data()).get("freeze_after"):
-            return None
-        step = freeze_step(SimpleNamespace(**data), data["freeze_after"])
-        return step if step <= data["num_timesteps"] else None
-
-    # ---- without a flops.csv ----
-
-    @property
-    def _model_file(self) -> Path:
-        """the model at the end of the training; best_model.zip does not know how long it was"""
-        return self.folder / f"{self.environment}.zip"
-
-    def _saved_data(self) -> dict[str, Any]:
-        if not self._model_file.is_file():
-            raise ValueError(
-                f"{self.folder} has neither a {FLOPS_FILE} nor a saved model ({self._model_file.name}). "
-                "Without them there is only -x steps"
-            )
-        data, _, _ = load_from_zip_file(self._model_file, device="cpu")
-        assert data is not None
-        return data
-
-    def _load_model(self) -> Any:
-        file, data = self._model_file, self._saved_data()
-        try:
-            from rl_zoo3 import ALGOS
-        except ImportError as error:
-            raise ImportError(
-                f'{self.folder} has no {FLOPS_FILE}, and loading its {file.name} needs RL Zoo: pip install "sb3_seer[zoo]"'
-            ) from error
-        if self.algorithm not in ALGOS:
-            raise ValueError(f"The folder above {self.folder} must be one of {', '.join(ALGOS)}, got {self.algorithm}")
-        # No memory for a buffer
-        model: Any = ALGOS[self.algorithm].load(file, device="cpu", buffer_size=1)
-        model.buffer_size = data["buffer_size"]
-        return model
-
-    def _monitored_seconds(self, timesteps: np.ndarray) -> np.ndarray:
-        episodes = load_results(str(self.folder))
-        # With a frame skip, the monitor counts frames. The share of them is a share of the steps
-        frames = np.cumsum(episodes["l"].to_numpy())
-        steps = frames * self._saved_data()["num_timesteps"] / frames[-1]
-        return np.interp(timesteps, [0, *steps], [0.0, *episodes["t"]])
+        """:return: the step at which the encoder was frozen; None if it never was, or always, or without a ``flops.csv``"""
+        frozen = [row.timesteps for row in self.rows if row.frozen]
+        return frozen[0] if frozen and not self.rows[0].frozen else None
 
 
 @dataclass(frozen=True)
@@ -305,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.csv is not None:
             write_csv(curves, args.csv, args.x_axis)
         figure.savefig(args.output, dpi=200)
-    except (ImportError, ValueError, OSError, LoadMonitorResultsError) as error:
+    except (ImportError, ValueError, OSError) as error:
         parser.error(str(error))
     print(f"Drawn in {args.output}")
 

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,16 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
-from sb3_seer.common.flops import (
-    FlopsCallback,
-    FlopsFormula,
-    FlopsRow,
-    Passes,
-    count_networks,
-    estimate_flops,
-    find_passes,
-    multiply_adds,
-    read_rows,
-)
+from sb3_seer.common.flops import FlopsCallback, FlopsFormula, FlopsRow, Passes, count_networks, find_passes
+from sb3_seer.plots import Run
 from tests.helpers import DialEnv, LightEnv, TinyEncoder
 
 # ---- the papers' numbers ----
@@ -50,49 +41,37 @@ def rainbow(cls: type[Rainbow] = SEERRainbow, **kwargs: Any) -> Rainbow:
     return cls("CnnPolicy", env, policy_kwargs=dict(features_extractor_class=DataEfficientCNN, net_arch=[256]), **kwargs)
 
 
-def control(**kwargs: Any) -> SEERSAC:
+def control(freeze_at: str = "fc1", **kwargs: Any) -> SEERSAC:
     """SAC from pixels with one action (cartpole), as in the papers."""
-    return SEERSAC(
-        "CnnPolicy",
-        ImageEnv((9, 100, 100), spaces.Box(-1, 1, (1,))),
-        batch_size=128,
-        buffer_size=100,
-        augmentation="random_crop",
-        augmentation_kwargs=dict(size=84),
-        n_augmentations=4,
-        policy_kwargs=dict(
-            features_extractor_class=PixelEncoder, net_arch=[1024, 1024], share_features_extractor=False, n_critics=2
-        ),
-        **kwargs,
-    )
-
-
-def test_convolutions_of_control_are_those_of_table_2() -> None:
-    encoder = PixelEncoder(spaces.Box(0, 255, (9, 84, 84), np.uint8))
-    counts = multiply_adds(encoder, th.zeros(1, 9, 84, 84))
-    convolutions = [count for layer, count in counts.items() if isinstance(layer, nn.Conv2d)]
-    assert convolutions == [4_357_152, 14_017_536, 12_616_704, 11_289_600]
-    assert sum(convolutions) == 42_280_992
-    assert counts[encoder.projection] == 1_960_050
-
-
-def test_convolutions_of_atari_are_those_of_table_3() -> None:
-    encoder = DataEfficientCNN(spaces.Box(0, 255, (4, 84, 84), np.uint8))
-    counts = multiply_adds(encoder, th.zeros(1, 4, 84, 84))
-    assert list(counts.values()) == [819_200, 460_800]
+    policy_kwargs: dict[str, Any] = dict(net_arch=[1024, 1024], share_features_extractor=False, n_critics=2)
+    policy_kwargs.update(features_extractor_class=PixelEncoder, features_extractor_kwargs=dict(freeze_at=freeze_at))
+    kwargs = dict(n_augmentations=4, batch_size=128, buffer_size=100) | kwargs
+    kwargs.update(augmentation="random_crop", augmentation_kwargs=dict(size=84), policy_kwargs=policy_kwargs)
+    return SEERSAC("CnnPolicy", ImageEnv((9, 100, 100), spaces.Box(-1, 1, (1,))), **kwargs)
 
 
 def test_networks_of_control_are_those_of_table_2() -> None:
     formula = FlopsFormula.of(control())
-    assert formula.encoder == 42_280_992 + 1_960_050
-    critic, actor = 53_248 + 1_049_600 + 1_025, 52_224 + 1_049_600 + 2_050
+    assert formula.encoder == 4_357_152 + 14_017_536 + 12_616_704 + 11_289_600 + 39_200 * 50
+    critic, actor = 51 * 1024 + 1024 * 1024 + 1024, 50 * 1024 + 1024 * 1024 + 2 * 1024
     assert formula.heads == 2 * critic + actor
+    # The table also has the biases of linear layers
+    assert formula.encoder == pytest.approx(42_280_992 + 1_960_050, rel=2e-6)
+    assert formula.heads == pytest.approx(2 * (53_248 + 1_049_600 + 1_025) + 52_224 + 1_049_600 + 2_050, rel=2e-3)
     assert (formula.n_augmentations, formula.n_networks) == (4, 2)
     # Three passes of the encoder and one back, then none
     heads = 5 * 128 * formula.heads
     assert formula.update(128, frozen=False) == 5 * 128 * formula.encoder + heads
     assert formula.update(128, frozen=True) == heads
     assert formula.storing(10) == formula.encoder * 4 * 2 * 10
+
+
+def test_what_comes_after_freeze_at_belongs_to_the_heads() -> None:
+    whole = FlopsFormula.of(control(n_augmentations=1, freeze_after=None))
+    up_to_conv4 = FlopsFormula.of(control(n_augmentations=1, freeze_after=None, freeze_at="conv4"))
+    assert up_to_conv4.encoder == 42_280_992
+    # The linear layers of actor and critic
+    assert up_to_conv4.heads == whole.heads + 2 * 39_200 * 50
 
 
 def test_curl_as_released_costs_25_times_less_after_the_freeze() -> None:
@@ -108,7 +87,7 @@ def test_curl_as_released_costs_25_times_less_after_the_freeze() -> None:
 @pytest.mark.parametrize("cls", [SEERRainbow, Rainbow])
 def test_rainbow_costs_what_the_paper_says(cls: type[Rainbow]) -> None:
     formula = FlopsFormula.of(rainbow(cls))
-    assert (formula.encoder, formula.heads) == (1_280_000, 425_472)
+    assert (formula.encoder, formula.heads) == (819_200 + 460_800, 425_472)
     before, after = formula.update(32, frozen=False), formula.update(32, frozen=True) + formula.storing(1)
     assert before == pytest.approx(2.7288e8, rel=1e-4)
     assert after == pytest.approx(6.9356e7, rel=1e-4)
@@ -116,9 +95,10 @@ def test_rainbow_costs_what_the_paper_says(cls: type[Rainbow]) -> None:
 
 @pytest.mark.parametrize("freeze_after, total", [(50_000, 4.492e13), (100_000, 5.516e13), (None, 1.364e14)])
 def test_rainbow_costs_45_trillion_in_500_thousand_steps(freeze_after: int | None, total: float) -> None:
-    model = rainbow(freeze_after=freeze_after, learning_starts=0, train_freq=1, n_steps=20)
-    model.buffer_size = 500_000  # without its memory
-    assert estimate_flops(model, np.array([500_000])) == pytest.approx(total, rel=5e-4)
+    formula, n_steps = FlopsFormula.of(rainbow()), 500_000
+    n_before = n_steps if freeze_after is None else freeze_after
+    flops = n_before * formula.update(32, frozen=False) + (n_steps - n_before) * formula.update(32, frozen=True)
+    assert flops + (n_steps if freeze_after else 0) * formula.storing(1) == pytest.approx(total, rel=5e-4)
 
 
 def test_passes_of_the_algorithms() -> None:
@@ -136,7 +116,7 @@ def test_passes_of_the_algorithms() -> None:
 
 
 def test_an_algorithm_whose_passes_are_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`model` must be a DQN.* `flops_passes`, got TD3"):
+    with pytest.raises(ValueError, match="`model` must be a DQN, QRDQN or SAC, or have `flops_passes`, got TD3"):
         TD3("MlpPolicy", "Pendulum-v1", buffer_size=10).learn(1, callback=FlopsCallback())
 
 
@@ -155,10 +135,9 @@ def train(cls: type, steps: int, n_envs: int = 1, callback: Any = None, **kwargs
 def test_operations_are_counted_as_they_happen() -> None:
     # Learning starts after step 20: updates after steps 21 to 59 with images, and after steps 60 to 100 with latents
     model = train(SEERDQN, 100, freeze_after=60)
-    # 16x16 pixels: a 4x4 convolution to 8 channels of 4x4, and 128 -> 8; then 8 -> 16 -> 4, with biases
-    encoder, heads = 8 * 4 * 4 * 16 + 129 * 8, 9 * 16 + 17 * 4
-    # F + 2 B = 4
-    assert model.flops_count.flops == 39 * 4 * 16 * (encoder + heads) + 41 * 4 * 16 * heads + 100 * encoder
+    formula = FlopsFormula.of(model)
+    before, after = 39 * formula.update(16, frozen=False), 41 * formula.update(16, frozen=True)
+    assert model.flops_count.flops == before + after + formula.storing(100)
 
 
 @pytest.mark.parametrize(
@@ -170,27 +149,35 @@ def test_operations_are_counted_as_they_happen() -> None:
         dict(freeze_after=31, train_freq=3, gradient_steps=-1, n_envs=2),
         dict(freeze_after=90, buffer_size=40, learning_starts=0),
         dict(freeze_after=0),
+        dict(freeze_after=60, batch_size_after_freeze=8, gradient_steps_after_freeze=3),
     ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:The encoder is frozen at step 0")
-def test_the_meter_and_the_estimate_agree(kwargs: dict[str, Any]) -> None:
-    model = train(SEERDQN, 120, **kwargs)
-    # All that was before step 121: the last update comes after step 120
-    assert model.flops_count.flops == estimate_flops(model, np.array([121]))[0] > 0
+def test_the_count_is_of_the_updates_and_of_the_latents_that_were_stored(kwargs: dict[str, Any]) -> None:
+    model = train(SEERDQN, 0, **kwargs)
+    counts: dict[str, int] = defaultdict(int)
+    update, to_latents, add = model.train, model.replay_buffer.to_latents, model.replay_buffer.add
 
+    def count_updates(gradient_steps: int, batch_size: int) -> None:
+        counts["after" if model.encoder_frozen else "before"] += gradient_steps * batch_size
+        update(gradient_steps, batch_size)
 
-def test_the_estimate_does_not_guess_episodes() -> None:
-    model = train(SEERDQN, 0, train_freq=(1, "episode"))
-    with pytest.raises(ValueError, match="must be in steps"):
-        estimate_flops(model, np.array([10]))
+    def count_held() -> None:
+        counts["stored"] += model.replay_buffer.size() * model.n_envs
+        to_latents()
 
+    def count_added(*args: Any) -> None:
+        counts["stored"] += (model.replay_buffer.stage == "latents") * model.n_envs
+        add(*args)
 
-@pytest.mark.parametrize("name", ["batch_size_after_freeze", "gradient_steps_after_freeze"])
-def test_the_estimate_does_not_guess_settings_before_the_freeze(name: str) -> None:
-    model = train(SEERDQN, 0, **{name: 2})
-    with pytest.raises(ValueError, match=f"`{name}` must be None, got 2"):
-        estimate_flops(model, np.array([10]))
+    model.train, model.replay_buffer.to_latents, model.replay_buffer.add = count_updates, count_held, count_added
+    model.learn(120)
+    # 16x16 pixels: a 4x4 convolution to 8 channels of 4x4, and 128 -> 8; then 8 -> 16 -> 4
+    encoder, heads = 8 * 4 * 4 * 16 + 128 * 8, 8 * 16 + 16 * 4
+    # F + 2 B = 4
+    flops = 4 * (counts["before"] * (encoder + heads) + counts["after"] * heads) + counts["stored"] * encoder
+    assert model.flops_count.flops == flops > 0
 
 
 @pytest.mark.parametrize("first", [40, 80])
@@ -225,8 +212,20 @@ def test_the_formula_is_near_what_pytorch_counts(cls: type, frozen: bool) -> Non
     model = train(cls, 30, freeze_after=10 if frozen else None, learning_starts=12)
     with FlopCounterMode(display=False) as counter:
         model.train(gradient_steps=1, batch_size=16)
-    # What the formula has on top: biases, and a gradient for the pixels
+    # What the formula has on top: a gradient for the pixels
     assert counter.get_total_flops() / 2 == pytest.approx(FlopsFormula.of(model).update(16, frozen), rel=0.2)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_formula_of_sb3s_sac_is_near_what_pytorch_counts(shared: bool) -> None:
+    policy_kwargs = dict(features_extractor_class=TinyEncoder, share_features_extractor=shared, net_arch=[16])
+    model: Any = SAC("CnnPolicy", DialEnv(), policy_kwargs=policy_kwargs, buffer_size=100, learning_starts=12, device="cpu")
+    model.learn(30, callback=FlopsCallback())
+    formula = FlopsFormula.of(model)
+    assert model.flops_count.flops == 18 * formula.update(256, frozen=False)
+    with FlopCounterMode(display=False) as counter:
+        model.train(gradient_steps=1, batch_size=256)
+    assert counter.get_total_flops() / 2 == pytest.approx(formula.update(256, frozen=False), rel=0.2)
 
 
 def test_the_meter_changes_nothing() -> None:
@@ -260,6 +259,10 @@ def evaluated(folder: Path, env: gym.Env | None = None) -> EvalCallback:
     )
 
 
+def read_rows(folder: Path) -> list[FlopsRow]:
+    return Run(folder, np.array([]), np.array([])).rows
+
+
 def test_flops_are_logged_beside_the_return(tmp_path: Path) -> None:
     model = train(SEERDQN, 0, freeze_after=60)
     model.set_logger(configure(str(tmp_path), ["csv"]))
@@ -275,9 +278,13 @@ def test_flops_are_logged_beside_the_return(tmp_path: Path) -> None:
 
 def test_a_file_tells_of_each_evaluation_and_of_the_freeze(tmp_path: Path) -> None:
     model = train(SEERDQN, 120, freeze_after=60, callback=evaluated(tmp_path))
-    rows = read_rows(tmp_path / "flops.csv")
+    rows = read_rows(tmp_path)
     assert [(row.timesteps, row.frozen) for row in rows] == [(0, 0), (50, 0), (60, 1), (100, 1)]
-    assert [row.flops for row in rows] == estimate_flops(model, np.array([1, 50, 60, 100])).tolist()
+    # Updates after steps 21 to 49, to 59 and to 99. The transition of the step of a freeze is stored after it
+    formula = FlopsFormula.of(model)
+    before = formula.update(16, frozen=False)
+    after = 39 * before + 40 * formula.update(16, frozen=True) + formula.storing(99)
+    assert [row.flops for row in rows] == [0, 29 * before, 39 * before, after]
     assert sorted(row.seconds for row in rows) == [row.seconds for row in rows]
 
 
@@ -299,20 +306,24 @@ def test_the_time_of_a_freeze_counts_beside_an_evaluation(tmp_path: Path, monkey
 
 def test_the_file_goes_on_where_a_training_does(tmp_path: Path) -> None:
     callback = evaluated(tmp_path)
-    model = train(SEERDQN, 60, freeze_after=None, callback=callback)
+    model = train(SEERDQN, 60, freeze_after=30, callback=callback)
+    model.save(tmp_path / "model")
     model.learn(60, callback=callback, reset_num_timesteps=False)
-    assert [row.timesteps for row in read_rows(tmp_path / "flops.csv")] == [0, 50, 60, 100]
+    assert [row.timesteps for row in read_rows(tmp_path)] == [0, 30, 50, 60, 100]
+    # Resumed from the file, in another folder, with all that was before
+    loaded = SEERDQN.load(tmp_path / "model", env=model.get_env())
+    loaded.learn(60, callback=evaluated(tmp_path / "resumed"), reset_num_timesteps=False)
+    assert [row.timesteps for row in read_rows(tmp_path / "resumed")] == [0, 30, 50, 60, 110]
     # A new one begins at 0
     train(SEERDQN, 60, freeze_after=None, callback=evaluated(tmp_path))
-    assert [row.timesteps for row in read_rows(tmp_path / "flops.csv")] == [0, 50]
+    assert [row.timesteps for row in read_rows(tmp_path)] == [0, 50]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "flops.csv"
-    assert read_rows(file) == []
-    file.write_text("step,flops\n1,2\n")
+    assert read_rows(tmp_path) == []
+    (tmp_path / "flops.csv").write_text("step,flops\n1,2\n")
     with pytest.raises(ValueError, match="must have the columns timesteps, flops, seconds, frozen, got step, flops"):
-        read_rows(file)
+        read_rows(tmp_path)
     assert FlopsRow._fields == ("timesteps", "flops", "seconds", "frozen")
 
 

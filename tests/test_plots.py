@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_seer import Rainbow, SEERRainbow
-from sb3_seer.common.flops import FlopsCallback, read_rows
+from sb3_seer.common.flops import FlopsCallback
 from sb3_seer.plots import AXES, Curve, Run, load_curves, main, plot
 from tests.helpers import LightEnv, TinyEncoder
 
@@ -43,11 +43,11 @@ def train(cls: type, folder: Path, seed: int, callbacks: list[Any], **kwargs: An
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs with SEER, and two without: one with the meter, one as plain SB3 and RL Zoo leave it."""
+    """Two runs with SEER, and two without."""
     logs = tmp_path_factory.mktemp("logs")
     for seed in (1, 2):
         train(SEERRainbow, logs / "rainbow_seer" / f"Light-v0_{seed}", seed, [], freeze_after=FREEZE_STEP)
-        train(Rainbow, logs / "rainbow" / f"Light-v0_{seed}", seed, [FlopsCallback()] if seed == 1 else [])
+        train(Rainbow, logs / "rainbow" / f"Light-v0_{seed}", seed, [FlopsCallback()])
     return logs
 
 
@@ -94,7 +94,7 @@ def test_the_figure_shows_mean_spread_and_freeze(logs: Path) -> None:
     figure = plot(load_curves(folders(logs, "rainbow_seer/*", "rainbow/*")), ["steps", "flops", "time"])
     runs = folders(logs, "rainbow_seer/*")
     returns = np.stack([evaluations(folder) for folder in runs])
-    rows = [read_rows(folder / "flops.csv") for folder in runs]
+    rows = [Run.load(folder).rows for folder in runs]
     at_evaluations = [[row for row in run if row.timesteps % 40 == 0 and row.timesteps > 0] for run in rows]
     at_freeze = [next(row for row in run if row.frozen) for run in rows]
     expected = [
@@ -142,61 +142,18 @@ def test_an_encoder_that_was_always_frozen_has_no_line(tmp_path: Path) -> None:
     assert Run(tmp_path, np.array([40]), np.array([1.0])).freeze() is None
 
 
-# ---- folders without a flops.csv ----
-
-
-@pytest.fixture
-def without_meter(logs: Path, tmp_path: Path) -> Path:
-    """:return: the folder of a run with SEER as it was before there was a meter"""
-    folder = tmp_path / "rainbow_seer" / "Light-v0_1"
-    shutil.copytree(logs / "rainbow_seer" / "Light-v0_1", folder)
+@pytest.mark.parametrize("axis", ["flops", "time"])
+def test_without_a_meter_there_are_steps_alone(axis: str, logs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rainbow" / "Light-v0_1"
+    shutil.copytree(logs / "rainbow" / "Light-v0_1", folder)
     (folder / "flops.csv").unlink()
-    return folder
-
-
-def test_without_a_meter_operations_come_from_the_saved_model(logs: Path, without_meter: Path) -> None:
-    timesteps = np.array([40, FREEZE_STEP, 80, 120])
-    counted = Run.load(logs / "rainbow_seer" / "Light-v0_1")
-    estimated = Run.load(without_meter)
-    assert counted.x("flops", timesteps).tolist() == estimated.x("flops", timesteps).tolist()
-    assert estimated.freeze() == counted.freeze() == FREEZE_STEP
-    # And of the algorithm without SEER
-    metered, plain = (Run.load(logs / "rainbow" / f"Light-v0_{seed}") for seed in (1, 2))
-    assert metered.x("flops", timesteps).tolist() == plain.x("flops", timesteps).tolist()
-    assert metered.freeze() is plain.freeze() is None
-
-
-def test_without_a_meter_time_comes_from_the_monitor(without_meter: Path) -> None:
-    run = Run.load(without_meter)
-    with next(without_meter.glob("*.monitor.csv")).open() as file:
-        file.readline()
-        # Episodes of ten steps
-        ends = [float(row["t"]) for row in csv.DictReader(file)]
-    assert run.x("time", np.array([0, 40, 55, 120])).tolist() == pytest.approx([0, ends[3], (ends[4] + ends[5]) / 2, ends[11]])
-
-
-def test_without_anything_there_are_steps_alone(without_meter: Path) -> None:
-    (without_meter / "Light-v0.zip").unlink()
-    run = Run.load(without_meter)
+    run = Run.load(folder)
     assert run.x("steps", run.timesteps).tolist() == [40, 80, 120]
     assert run.freeze() is None
-    for axis in ("flops", "time"):
-        with pytest.raises(ValueError, match=r"neither a flops\.csv nor a saved model"):
-            run.x(axis, run.timesteps)
-
-
-def test_without_a_monitor_there_is_no_time(without_meter: Path, capsys: pytest.CaptureFixture) -> None:
-    for file in without_meter.glob("*.monitor.csv"):
-        file.unlink()
-    with pytest.raises(SystemExit):
-        main([str(without_meter), "-x", "time"])
-    assert "No monitor files" in capsys.readouterr().err
-
-
-def test_an_algorithm_that_rl_zoo_does_not_know(without_meter: Path) -> None:
-    folder = without_meter.parent.rename(without_meter.parent.with_name("mine")) / without_meter.name
-    with pytest.raises(ValueError, match=r"must be one of .*rainbow_seer.*, got mine"):
-        Run.load(folder).x("flops", np.array([40]))
+    with pytest.raises(
+        ValueError, match=f"{folder} must have a flops.csv for -x {axis}. .* sb3_seer.common.flops.FlopsCallback"
+    ):
+        run.x(axis, run.timesteps)
 
 
 # ---- the command ----
@@ -218,7 +175,7 @@ def test_the_command_draws_and_writes(logs: Path, tmp_path: Path, capsys: pytest
     returns = np.stack([evaluations(folder) for folder in folders(logs, "rainbow_seer/*")])
     np.testing.assert_allclose([float(row["return_mean"]) for row in seer], returns.mean(axis=0))
     np.testing.assert_allclose([float(row["return_std"]) for row in seer], returns.std(axis=0))
-    counted = [row.flops for row in read_rows(logs / "rainbow_seer" / "Light-v0_1" / "flops.csv")]
+    counted = [row.flops for row in Run.load(logs / "rainbow_seer" / "Light-v0_1").rows]
     assert [float(row["flops"]) for row in seer] == [counted[1], counted[3], counted[4]]
     assert all(row["frozen"] == "0" for row in rows if row["name"] == "rainbow")
 

@@ -14,78 +14,18 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from sb3_contrib.qrdqn import QRDQN
+from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import BaseModel, BasePolicy, ContinuousCritic
-from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import TrainFrequencyUnit
-from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.dqn import DQN
-from torch import nn
+from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
+from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_seer.common.callbacks import freeze_step, walk
-from sb3_seer.common.extractors import split
-from sb3_seer.common.policies import SEERPolicy
+from sb3_seer.common.callbacks import walk
+from sb3_seer.common.extractors import can_split, split
+from sb3_seer.common.observations import separate
 
 # Written beside the evaluations of an EvalCallback
 FLOPS_FILE = "flops.csv"
-
-# ---- networks ----
-
-
-def multiply_adds(module: nn.Module, *inputs: Any) -> dict[nn.Module, int]:
-    """
-    Run a module, and count in its convolutions and linear layers. As in the papers' tables, biases count in linear layers
-    (control, LeVER's Table 2), but not in noisy ones (Atari, Table 3) and not in convolutions.
-
-    :param module: all layers but convolutions and linear layers are free
-    :param inputs: what it takes, a batch of one
-    :return: the multiply-adds of each layer that ran
-    """
-    counts: dict[nn.Module, int] = {}
-
-    def count(layer: nn.Module, _: Any, output: th.Tensor) -> None:
-        per_output = layer.weight[0].numel()  # type: ignore[index]
-        per_output += type(layer) is nn.Linear and layer.bias is not None
-        counts[layer] = counts.get(layer, 0) + output.numel() * per_output
-
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        with th.no_grad():
-            module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts
-
-
-def count_networks(policy: BasePolicy) -> tuple[int, int]:
-    """
-    :param policy: policy of an off-policy algorithm
-    :return: E and M: multiply-adds for one observation, of the encoder of one network, and of the heads of all
-        networks together. Target networks are left out: they cost the same again
-    """
-    encoder = heads = 0
-    training = policy.training
-    policy.set_training_mode(False)  # normalisation layers must not learn from the zeros
-    for name, network in policy.named_children():
-        if not isinstance(network, BaseModel) or name.endswith("_target"):
-            continue
-        zeros = gym.vector.utils.create_empty_array(network.observation_space, n=1, fn=np.zeros)
-        inputs: list[Any] = [obs_as_tensor(zeros, network.device)]  # type: ignore[arg-type]
-        if isinstance(network, ContinuousCritic):
-            inputs.append(th.zeros(1, get_action_dim(network.action_space), device=network.device))
-        # An actor draws an action: this must not move the random numbers of the training
-        with th.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
-            counts = multiply_adds(network, *inputs)
-        assert network.features_extractor is not None
-        extractor = split(network.features_extractor)
-        frozen = {*extractor.trunk.modules(), *extractor.projection.modules()}
-        # Actor and critic have equal encoders
-        encoder = sum(count for module, count in counts.items() if module in frozen)
-        heads += sum(count for module, count in counts.items() if module not in frozen)
-    policy.set_training_mode(training)
-    return encoder, heads
 
 
 # ---- the formula ----
@@ -97,8 +37,8 @@ class Passes(NamedTuple):
 
     :param forward: F: forward passes
     :param backward: B: backward passes
-    :param encoder_forward: more forward passes of the encoder, for a loss that ends with the freeze
-    :param encoder_backward: more backward passes of the encoder, for a loss that ends with the freeze
+    :param encoder_forward: more forward passes of the encoder
+    :param encoder_backward: more backward passes of the encoder
     """
 
     forward: float
@@ -114,19 +54,54 @@ def find_passes(model: Any) -> Passes | None:
     * DQN, QR-DQN: F = 2, the observations through the online network and the next ones through the target; B = 1.
     * Double Q-learning (Rainbow): F = 3, as the next observations also pass through the online network. With these, the
       formula gives the 45T operations of the paper (SEER, Table 1).
+    * SB3's SAC: each of its five forward passes encodes the images, and its actor's loss goes back through two encoders.
 
     :param model: an off-policy algorithm
     :return: the passes of a gradient step, None if they are not known
     """
-    if hasattr(model, "flops_passes"):
-        return model.flops_passes
-    if isinstance(model, DQN | QRDQN):
+    passes: Passes | None = getattr(model, "flops_passes", None)
+    if passes is None and isinstance(model, DQN | QRDQN):
         return Passes(3 if getattr(model, "double_q", False) else 2, 1)
-    return None
+    if passes is None and isinstance(model, SAC):
+        return Passes(3, 1, 2, 0 if model.policy.share_features_extractor else 2)
+    return passes
 
 
-@dataclass(frozen=True)
-class FlopsFormula:
+def count_networks(policy: BasePolicy) -> tuple[int, int]:
+    """
+    Run the networks once, on an observation of zeros, and count in convolutions and matrix products, without biases.
+
+    :param policy: policy of an off-policy algorithm
+    :return: E and M: multiply-adds for one observation, of the encoder of one network, and of the heads of all
+        networks together. Target networks are left out: they cost the same again
+    """
+    encoder = heads = 0
+    training = policy.training
+    policy.set_training_mode(False)  # normalisation layers must not learn from the zeros
+    for name, network in policy.named_children():
+        if not isinstance(network, BaseModel) or name.endswith("_target"):
+            continue
+        space = network.observation_space
+        zeros: Any = gym.vector.utils.create_empty_array(space, n=1, fn=np.zeros)
+        obs, _ = network.obs_to_tensor(zeros)
+        actions = [th.zeros(1, get_action_dim(network.action_space), device=policy.device)]
+        extractor: Any = network.features_extractor
+        images: Any = preprocess_obs(obs, space)
+        if can_split(type(extractor), space):
+            images, _ = separate(images, space)
+        # An actor draws an action: this must not move the random numbers of the training
+        with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+            with FlopCounterMode(display=False) as whole:
+                network(obs, *(actions if isinstance(network, ContinuousCritic) else []))
+            with FlopCounterMode(display=False) as part:
+                split(extractor).projection(split(extractor).run_trunk(images))
+        encoder = part.get_total_flops() // 2
+        heads += whole.get_total_flops() // 2 - encoder
+    policy.set_training_mode(training)
+    return encoder, heads
+
+
+class FlopsFormula(NamedTuple):
     """
     The papers' formula, with the numbers of an algorithm.
 
@@ -147,18 +122,16 @@ class FlopsFormula:
     def of(cls, model: Any, networks: tuple[int, int] | None = None) -> "FlopsFormula":
         """
         :param model: an off-policy algorithm, see :func:`find_passes`
-        :param networks: E and M. If None, its networks run once, on an observation of zeros
+        :param networks: E and M. If None, they are counted
         :return: the formula of the algorithm
         :raises ValueError: if the passes of a gradient step are not known
         """
         passes = find_passes(model)
         if passes is None:
-            raise ValueError(
-                "`model` must be a DQN, QRDQN, SEERSAC with images, a subclass of them or an algorithm with an attribute "
-                f"`flops_passes`, got {type(model).__name__}"
-            )
-        n_networks = model.policy.latent_shape[0] if isinstance(model.policy, SEERPolicy) else 1
-        return cls(*(networks or count_networks(model.policy)), passes, getattr(model, "n_augmentations", 1), n_networks)
+            raise ValueError(f"`model` must be a DQN, QRDQN or SAC, or have `flops_passes`, got {type(model).__name__}")
+        n_networks, _ = getattr(model.policy, "latent_shape", (1, 0))
+        networks = networks or count_networks(model.policy)
+        return cls(*networks, passes, getattr(model, "n_augmentations", 1), n_networks)
 
     def update(self, batch_size: int, frozen: bool) -> int:
         """
@@ -167,10 +140,9 @@ class FlopsFormula:
         :return: operations of a gradient step: ``b F (E + M) + 2 b B (E + M)``, without E if frozen
         """
         forward, backward, encoder_forward, encoder_backward = self.passes
-        operations = (forward + 2 * backward) * self.heads
-        if not frozen:
-            operations += (forward + encoder_forward + 2 * (backward + encoder_backward)) * self.encoder
-        return round(batch_size * operations)
+        heads = (forward + 2 * backward) * self.heads
+        encoder = (forward + encoder_forward + 2 * (backward + encoder_backward)) * self.encoder
+        return round(batch_size * (heads if frozen else heads + encoder))
 
     def storing(self, n_transitions: int) -> int:
         """
@@ -180,64 +152,7 @@ class FlopsFormula:
         return self.encoder * self.n_augmentations * self.n_networks * n_transitions
 
 
-def estimate_flops(model: Any, timesteps: np.ndarray) -> np.ndarray:
-    """
-    The count of a ``FlopsCallback``, from the parameters of an algorithm: for a training without the callback.
-
-    :param model: an off-policy algorithm that was trained from step 0 on, see :func:`find_passes`
-    :param timesteps: numbers of steps, shape ``(n,)``
-    :return: operations until each of them, shape ``(n,)``
-    :raises ValueError: if the passes of a gradient step are not known; if ``train_freq`` is in episodes, of unknown length;
-        if the algorithm has other settings after the freeze
-    """
-    formula, (frequency, unit) = FlopsFormula.of(model), model.train_freq
-    if unit != TrainFrequencyUnit.STEP:
-        raise ValueError(f"`train_freq` must be in steps, got {model.train_freq}. The ends of the episodes are not known")
-    for name in ("batch_size_after_freeze", "gradient_steps_after_freeze"):
-        if getattr(model, name, None) is not None:
-            raise ValueError(f"`{name}` must be None, got {getattr(model, name)}")
-    rollout = frequency * model.n_envs
-    per_training = model.gradient_steps if model.gradient_steps >= 0 else rollout
-
-    def n_updates(steps: np.ndarray) -> np.ndarray:
-        """:return: gradient steps before these steps: some after each rollout that ends later than learning_starts"""
-        return np.maximum((steps - 1) // rollout - model.learning_starts // rollout, 0) * per_training
-
-    timesteps = np.asarray(timesteps)
-    before, stored = n_updates(timesteps), np.zeros_like(timesteps)
-    freeze_after = getattr(model, "freeze_after", None)
-    if freeze_after is not None:
-        # The first step of all envs that reaches T_f. It is stored after the freeze
-        freeze = -(-freeze_step(model, freeze_after) // model.n_envs) * model.n_envs
-        before = n_updates(np.minimum(timesteps, max(freeze, 1)))
-        held = max(freeze - model.n_envs, 0)
-        collected = (timesteps - 1) // rollout * rollout
-        stored = np.where(collected < freeze, 0, min(held, model.buffer_size) + collected - held)
-    after = n_updates(timesteps) - before
-    before_each, after_each = (formula.update(model.batch_size, frozen) for frozen in (False, True))
-    return before * before_each + after * after_each + stored * formula.storing(1)
-
-
 # ---- the meter ----
-
-
-@dataclass
-class FlopsCount:
-    """
-    The count so far: an attribute of the algorithm, saved with it.
-
-    :param flops: operations, by the formula
-    :param seconds: time of the training, without the evaluations of an ``EvalCallback``
-    :param n_updates: gradient steps that are counted
-    :param frozen: whether the freeze is counted
-    :param networks: E and M, see :class:`FlopsFormula`
-    """
-
-    flops: int = 0
-    seconds: float = 0.0
-    n_updates: int = 0
-    frozen: bool = False
-    networks: tuple[int, int] | None = None
 
 
 class FlopsRow(NamedTuple):
@@ -256,19 +171,25 @@ class FlopsRow(NamedTuple):
     frozen: int
 
 
-def read_rows(file: Path) -> list[FlopsRow]:
+@dataclass
+class FlopsCount:
     """
-    :param file: path of a ``flops.csv``
-    :return: its rows, none if there is no such file
-    :raises ValueError: if it has other columns
+    The count so far: an attribute of the algorithm, saved with it.
+
+    :param flops: operations, by the formula
+    :param seconds: time of the training, without the evaluations of an ``EvalCallback``
+    :param n_updates: gradient steps that are counted
+    :param frozen: whether the freeze is counted
+    :param networks: E and M, see :class:`FlopsFormula`
+    :param rows: of the ``flops.csv``
     """
-    if not file.is_file():
-        return []
-    with file.open(newline="") as stream:
-        header, *rows = csv.reader(stream)
-    if tuple(header) != FlopsRow._fields:
-        raise ValueError(f"{file} must have the columns {', '.join(FlopsRow._fields)}, got {', '.join(header)}")
-    return [FlopsRow(int(row[0]), int(row[1]), float(row[2]), int(row[3])) for row in rows]
+
+    flops: int = 0
+    seconds: float = 0.0
+    n_updates: int = 0
+    frozen: bool = False
+    networks: tuple[int, int] | None = None
+    rows: tuple[FlopsRow, ...] = ()
 
 
 class FlopsCallback(BaseCallback):
@@ -288,67 +209,41 @@ class FlopsCallback(BaseCallback):
     model: Any
 
     def _init_callback(self) -> None:
-        if not hasattr(self.model, "flops_count"):
-            self.model.flops_count = FlopsCount()
-        self.formula = FlopsFormula.of(self.model, self.model.flops_count.networks)
-        self.model.flops_count.networks = self.formula.encoder, self.formula.heads
-
-    @property
-    def _frozen(self) -> bool:
-        return getattr(self.model, "encoder_frozen", False)
+        self.model.flops_count = self.count = getattr(self.model, "flops_count", FlopsCount())
+        self.formula = FlopsFormula.of(self.model, self.count.networks)
+        self.count.networks = self.formula.encoder, self.formula.heads
 
     def _on_training_start(self) -> None:
-        self._n_timesteps = self.num_timesteps
-        self._eval_callbacks = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]
-        self._files = [Path(callback.log_path).parent / FLOPS_FILE for callback in self._eval_callbacks if callback.log_path]
-        self._n_evaluations, self._was_frozen = self._count_evaluations(), self._frozen
-        self._time = time.perf_counter()
-        for file in self._files:
-            # Where a training is resumed, its file goes on
-            rows = [row for row in read_rows(file) if row.timesteps < self.num_timesteps]
-            with file.open("w", newline="") as stream:
-                csv.writer(stream).writerows([FlopsRow._fields, *rows])
-        self._write_row()
+        self._evaluators = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]
+        self._n_timesteps, self._time, self._seen = self.num_timesteps, time.perf_counter(), (-1, False)
+        self._on_step()
 
     def _on_rollout_start(self) -> None:
-        self._count_operations()
-        self._observe()
-
-    def _on_step(self) -> bool:
-        self._observe()
-        return True
-
-    def _on_training_end(self) -> None:
-        self._on_rollout_start()
-
-    def _count_operations(self) -> None:
         # Only callbacks freeze, and they run between updates: these updates are all of one stage
-        count, frozen = self.model.flops_count, self._frozen
+        count, frozen = self.count, getattr(self.model, "encoder_frozen", False)
         count.flops += (self.model._n_updates - count.n_updates) * self.formula.update(self.model.batch_size, frozen)
         if frozen:
             # The freeze encodes all that is held. Later, each step is encoded
             held = self.model.replay_buffer.size() * self.model.n_envs
             count.flops += self.formula.storing(self.num_timesteps - self._n_timesteps if count.frozen else held)
-        count.n_updates, count.frozen = self.model._n_updates, frozen
-        self._n_timesteps = self.num_timesteps
+        count.n_updates, count.frozen, self._n_timesteps = self.model._n_updates, frozen, self.num_timesteps
+        self._on_step()
 
-    def _observe(self) -> None:
-        now, n_evaluations = time.perf_counter(), self._count_evaluations()
-        evaluated, froze = n_evaluations > self._n_evaluations, self._frozen and not self._was_frozen
+    def _on_step(self) -> bool:
+        count, now, frozen = self.count, time.perf_counter(), getattr(self.model, "encoder_frozen", False)
+        n_evaluations = sum(len(evaluator.evaluations_timesteps) for evaluator in self._evaluators)
         # The time of a freeze counts, even if there was an evaluation next to it
-        if froze or not evaluated:
-            self.model.flops_count.seconds += now - self._time
-        self._time, self._n_evaluations, self._was_frozen = now, n_evaluations, self._frozen
-        self.logger.record("seer/flops", self.model.flops_count.flops)
-        if froze or evaluated:
-            self._write_row()
+        if n_evaluations == self._seen[0] or frozen != self._seen[1]:
+            count.seconds += now - self._time
+        if (n_evaluations, frozen) != self._seen:
+            row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
+            count.rows = (*(old for old in count.rows if old.timesteps < row.timesteps), row)
+            for path in [evaluator.log_path for evaluator in self._evaluators if evaluator.log_path]:
+                with Path(path).with_name(FLOPS_FILE).open("w", newline="") as stream:
+                    csv.writer(stream).writerows([FlopsRow._fields, *count.rows])
+        self._time, self._seen = now, (n_evaluations, frozen)
+        self.logger.record("seer/flops", count.flops)
+        return True
 
-    def _count_evaluations(self) -> int:
-        return sum(len(callback.evaluations_timesteps) for callback in self._eval_callbacks)
-
-    def _write_row(self) -> None:
-        count = self.model.flops_count
-        row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(self._frozen))
-        for file in self._files:
-            with file.open("a", newline="") as stream:
-                csv.writer(stream).writerow(row)
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
