@@ -1,6 +1,7 @@
 # make demo: train an agent through the freeze, with a table and a plot at the end
 # make test: lint, types and tests
-# Both make a virtual environment in VENV first, once.
+# make docs: the documentation, in docs/_build/html
+# All make a virtual environment in VENV first, once.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ WORKERS ?= 2
 # One thread a process: the networks of the tests are tiny
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint type pytest format install clean
+.PHONY: demo test lint type pytest coverage docs format install clean
 
 demo: install
 	$(VENV)/bin/python -m benchmarks.demo
@@ -27,6 +28,13 @@ type: install
 pytest: install
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
+coverage: install
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-report=xml
+
+# -W: a warning is an error
+docs: install
+	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -35,8 +43,8 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all,tests]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all,docs,tests]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .coverage coverage.xml .mypy_cache .pytest_cache .ruff_cache .hypothesis
