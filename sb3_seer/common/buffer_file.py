@@ -1,16 +1,17 @@
 """
-A replay buffer on disk: an uncompressed zip of ``.npy`` files with CRC-32, as ``np.savez`` writes it, of the steps that
-are held, oldest first. ``np.load(path, allow_pickle=False)`` opens it.
+A replay buffer on disk: what ``np.savez`` writes (an uncompressed zip of ``.npy`` files, with CRC-32) of the steps that are
+held, oldest first. Arrays are in chunks (``observations/0``, ``observations/1``...): ``np.load`` reads each as a whole.
 """
 
 import contextlib
 import io
+import itertools
 import json
 import pathlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -31,10 +32,11 @@ from sb3_seer.common.type_aliases import LatentEncoder
 MakeBuffer = Callable[..., LatentReplayBuffer]
 Store = ImageStore | LatentStore
 Extra = dict[tuple[int, int], np.ndarray]  # arrays by slot and env
+Rows = tuple[np.ndarray, np.ndarray]  # an array, and which rows of it are in a file, in this order
 
 FORMAT = "sb3_seer replay buffer"
-FORMAT_VERSION = 2
-CHUNK_BYTES = 2**20  # read at a time
+FORMAT_VERSION = 3
+CHUNK_BYTES = 2**22
 
 SPACES = ("observation_space", "action_space")
 STATE = ("stage", "buffer_size", "pos", "n_valid")
@@ -63,24 +65,24 @@ def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> Non
         **{name: describe(getattr(buffer, name)) for name in SPACES},
         **{name: getattr(buffer, name) for name in (*STATE, *SETTINGS)},
     }
-    arrays: dict[str, list[np.ndarray]] = {}
+    arrays: dict[str, Any] = {}
     if store is not None and buffer.n_valid > 0:
         meta["n_steps_stored"] = store.size
-        arrays = _views(buffer, store)
+        rows = _rows(buffer, store)
         for name, extra in _extras(store).items():
             keys = [((slot - store.newest - 1 + store.size) % len(store.ring), env) for slot, env in extra]
-            arrays[f"{name}/keys"] = [np.array(keys, dtype=np.int64).reshape(-1, 2)]
-            arrays[f"{name}/lengths"] = [np.array(list(map(len, extra.values())), dtype=np.int64)]
-            if extra:
-                arrays[f"{name}/values"] = list(extra.values())
+            arrays[f"{name}/keys"] = np.array(keys, dtype=np.int64).reshape(-1, 2)
+            arrays[f"{name}/lengths"] = np.array(list(map(len, extra.values())), dtype=np.int64)
+            arrays[f"{name}/values"] = np.concatenate([store.pending[:0, 0], *extra.values()])
         if priorities is not None:
             meta.update(alpha=priorities.alpha, max_priority=priorities.max_priority)
-            arrays["priorities"] = _newest(priorities.values.reshape(-1, buffer.n_envs), buffer.pos, buffer.n_valid)
+            rows["priorities"] = priorities.values.reshape(-1, buffer.n_envs), rows["rewards"][1]
+        for name, (array, indices) in rows.items():
+            arrays.update({f"{name}/{i}": chunk for i, chunk in enumerate(_chunks(array, indices))})
     if buffer.stage == "latents" and codec is not None and codec.scale is not None and codec.offset is not None:
-        arrays.update(codec_scale=[codec.scale], codec_offset=[codec.offset])
-    with replacing(path, "pkl", verbose) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, parts in {"meta": [np.array(json.dumps(meta))], **arrays}.items():
-            _write(archive, name, parts)
+        arrays.update(codec_scale=codec.scale, codec_offset=codec.offset)
+    with replacing(path, "pkl", verbose) as file:
+        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
 
 
 def load_buffer(
@@ -129,19 +131,21 @@ def describe(space: spaces.Space) -> str:
 # ---- what is in a file ----
 
 
-def _views(buffer: LatentReplayBuffer, store: Store) -> dict[str, list[np.ndarray]]:
-    """:return: the memory of each array of a file, in one or two parts: they are written from there, and read into it"""
-    rows = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
-    rows.update({f"vector_obs/{key}": array for key, array in buffer.vector_obs.items()})
+def _rows(buffer: LatentReplayBuffer, store: Store) -> dict[str, Rows]:
+    """:return: arrays by their name in a file"""
+    steps = {name: getattr(buffer, name) for name in ("actions", "rewards", "dones", "timeouts")}
+    steps.update({f"vector_obs/{key}": array for key, array in buffer.vector_obs.items()})
     slots = {"observations": store.ring, "is_linked": store.is_linked}
     envs = {"pending": store.pending, "is_open": store.is_open}
     envs.update({f"last_next_obs/{key}": array for key, array in buffer.last_next_obs.items()})
     if isinstance(store, ImageStore):
         slots["n_before"], envs["is_shifted"] = store.n_before, store.is_shifted
+    newest_steps = np.arange(buffer.pos - buffer.n_valid, buffer.pos) % buffer.buffer_size
+    newest_slots = np.arange(store.newest + 1 - store.size, store.newest + 1) % len(store.ring)
     return {
-        **{name: _newest(array, buffer.pos, buffer.n_valid) for name, array in rows.items()},
-        **{name: _newest(array, store.newest + 1, store.size) for name, array in slots.items()},
-        **{name: [array] for name, array in envs.items()},
+        **{name: (array, newest_steps) for name, array in steps.items()},
+        **{name: (array, newest_slots) for name, array in slots.items()},
+        **{name: (array, np.arange(buffer.n_envs)) for name, array in envs.items()},
     }
 
 
@@ -152,37 +156,27 @@ def _extras(store: Store) -> dict[str, Extra]:
     return {"extra_next": store.extra_next}
 
 
-def _newest(ring: np.ndarray, end: int, n: int) -> list[np.ndarray]:
-    """:return: views of the n entries in front of ``end``, oldest first: the last ones of the ring, and its first ones"""
-    n_first = min(end, n)
-    return [ring[len(ring) - (n - n_first) :], ring[end - n_first : end]]
+def _chunks(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """:return: views of these rows, which go on at the start of a ring after its end"""
+    n = max(CHUNK_BYTES // max(array[0].nbytes, 1), 1)
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        for start in range(run[0], run[-1] + 1, n):
+            yield array[start : min(start + n, run[-1] + 1)]
 
 
-def _write(archive: zipfile.ZipFile, name: str, parts: list[np.ndarray]) -> None:
-    """Write arrays as one, their concatenation along the first axis. ``np.savez`` would need that as a copy."""
-    shape = parts[0].shape if len(parts) == 1 else (sum(map(len, parts)), *parts[0].shape[1:])
-    header = dict(descr=np.lib.format.dtype_to_descr(parts[0].dtype), fortran_order=False, shape=shape)
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for part in parts:
-            member.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-
-
-def _read_into(arrays: NpzFile, name: str, parts: list[np.ndarray]) -> None:
-    """Read an array into memory that is there, a chunk at a time."""
-    assert arrays.zip is not None
-    with arrays.zip.open(f"{name}.npy") as member:
-        np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        wanted = (sum(map(len, parts)), *parts[0].shape[1:])
-        if shape != wanted or dtype != parts[0].dtype:
-            raise TypeError(f"array {name!r} must be {parts[0].dtype} of shape {wanted}, got {dtype} of shape {shape}")
-        for part in parts:
-            data = part.reshape(-1).view(np.uint8)
-            for start in range(0, len(data), CHUNK_BYTES):
-                chunk = data[start : start + CHUNK_BYTES]
-                chunk[:] = np.frombuffer(member.read(len(chunk)), dtype=np.uint8)
-        member.read(1)  # the end, where the CRC-32 is checked
+def _read(arrays: NpzFile, name: str, array: np.ndarray, rows: np.ndarray) -> None:
+    """Read the rows of an array into memory that is there, a chunk at a time."""
+    # Before version 3, arrays were whole
+    names = (f"{name}/{i}" for i in itertools.count()) if f"{name}/0" in arrays else iter([name])
+    n_read = 0
+    while n_read < len(rows):
+        chunk = arrays[next(names)]
+        if chunk.shape[1:] != array.shape[1:] or chunk.dtype != array.dtype:
+            raise TypeError(
+                f"rows of {name!r} must be {array.dtype} of shape {array.shape[1:]}, got {chunk.dtype} {chunk.shape}"
+            )
+        array[rows[n_read : n_read + len(chunk)]] = chunk
+        n_read += len(chunk)
 
 
 # ---- loading ----
@@ -230,7 +224,8 @@ def _from_arrays(
     else:
         _read_steps(arrays, meta, buffer, buffer._allocate())
     if buffer.priorities is not None:
-        _read_priorities(arrays, meta, buffer)
+        rows = np.arange(buffer.pos - buffer.n_valid, buffer.pos) % buffer.buffer_size
+        _read_priorities(arrays, meta, buffer, np.sort(rows) if meta["version"] == 1 else rows)
     return buffer
 
 
@@ -238,30 +233,28 @@ def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffe
     store.newest, store.size = meta["n_steps_stored"] - 1, meta["n_steps_stored"]
     layout = buffer.layout
     buffer.last_next_obs = {key: np.empty((buffer.n_envs, *layout.shapes[key]), layout.dtypes[key]) for key in layout.shapes}
-    for name, parts in _views(buffer, store).items():
-        _read_into(arrays, name, parts)
+    for name, (array, rows) in _rows(buffer, store).items():
+        _read(arrays, name, array, rows)
     for name, extra in _extras(store).items():
-        extra.update(_read_extra(arrays, name, store))
+        extra.update(_read_extra(arrays, name))
 
 
-def _read_extra(arrays: NpzFile, name: str, store: Store) -> Extra:
-    lengths, (_, _, *shape) = arrays[f"{name}/lengths"].tolist(), store.pending.shape
-    values = [np.empty((length, *shape), dtype=store.pending.dtype) for length in lengths]
-    if values:
-        _read_into(arrays, f"{name}/values", values)
-    return {(slot, env): value for (slot, env), value in zip(arrays[f"{name}/keys"].tolist(), values, strict=True)}
+def _read_extra(arrays: NpzFile, name: str) -> Extra:
+    lengths = arrays[f"{name}/lengths"]
+    if len(lengths) == 0:
+        return {}
+    values = np.split(arrays[f"{name}/values"], np.cumsum(lengths)[:-1])
+    return {(slot, env): value.copy() for (slot, env), value in zip(arrays[f"{name}/keys"].tolist(), values, strict=True)}
 
 
-def _read_priorities(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer) -> None:
+def _read_priorities(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, rows: np.ndarray) -> None:
     assert buffer.priorities is not None
     values = np.zeros((buffer.buffer_size, buffer.n_envs))
-    parts = _newest(values, buffer.pos, buffer.n_valid)
     if meta.get("alpha") == buffer.priorities.alpha:
         buffer.priorities.max_priority = meta["max_priority"]
-        _read_into(arrays, "priorities", parts[::-1] if meta["version"] == 1 else parts)
+        _read(arrays, "priorities", values, rows)
     else:  # as if all transitions were new
-        for part in parts:
-            part[:] = buffer.priorities.max_priority
+        values[rows] = buffer.priorities.max_priority
     buffer.priorities.values = values.reshape(-1)
 
 
@@ -269,12 +262,12 @@ def _read_version_1(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayB
     """Files of sb3_seer 0.1.0: rows in the order of the ring, and older frames of the oldest row as its `tail`."""
     n_slots, n = len(store.ring), buffer.n_valid
     store.newest, store.size = (buffer.pos - 1) % n_slots, n
-    views = _views(buffer, store)
-    del views["pending"]
-    for name, parts in views.items():
-        _read_into(arrays, NAMES_OF_VERSION_1.get(name, name.replace("vector_obs/", "others/")), parts[::-1])
+    all_rows = _rows(buffer, store)
+    del all_rows["pending"]
+    for name, (array, rows) in all_rows.items():
+        _read(arrays, NAMES_OF_VERSION_1.get(name, name.replace("vector_obs/", "others/")), array, np.sort(rows))
     for name, extra in _extras(store).items():
-        for (row, env), value in _read_extra(arrays, NAMES_OF_VERSION_1[name], store).items():
+        for (row, env), value in _read_extra(arrays, NAMES_OF_VERSION_1[name]).items():
             extra[(store.newest - (buffer.pos - 1 - row) % buffer.buffer_size) % n_slots, env] = value
     pending = arrays["pending_bytes"].reshape(buffer.n_envs, buffer.n_stack, -1)
     images: Any = buffer.layout.to_images(pending)
