@@ -30,7 +30,7 @@ from sb3_seer import (
     PixelEncoder,
     PrioritizedReplayBuffer,
 )
-from tests.helpers import LightEnv, TinyEncoder, make_model
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, make_model
 
 
 class ToFloats(th.nn.Module):
@@ -213,3 +213,23 @@ def test_a_buffer_that_the_memory_does_not_hold_is_named():
     model = make_model(SEERDQN, buffer_size=10**15, freeze_after=None)
     with pytest.raises(MemoryError, match=r"buffer_size=1,000,000,000,000,000 images take 256000000\.0 GB"):
         model.learn(1)
+
+
+@pytest.mark.parametrize(
+    "policy, env, policy_kwargs, message",
+    [
+        ("MlpPolicy", "Pendulum-v1", {}, "has no encoder to freeze"),
+        ("CnnPolicy", DialEnv(size=48), dict(share_features_extractor=False), "has no effect with NatureCNN"),
+    ],
+)
+def test_warnings_point_at_the_line_of_the_user(policy, env, policy_kwargs, message, tmp_path):
+    with pytest.warns(UserWarning, match=message) as caught:
+        model = SEERSAC(policy, env, policy_kwargs=policy_kwargs, buffer_size=50, freeze_after=None)
+    model.save(tmp_path / "model")
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.warns(UserWarning, match=message) as caught_again:
+        SEERSAC.load(tmp_path / "model")
+    with pytest.warns(UserWarning, match="is a folder") as caught_saving:
+        model.save(tmp_path / "folder")
+    for warning in (*caught, *caught_again, *caught_saving):
+        assert warning.filename == __file__

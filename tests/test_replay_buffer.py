@@ -755,7 +755,7 @@ def test_a_latent_larger_than_its_image_is_refused_with_the_ways_out() -> None:
     oracle.buffer.encoder.policy.latent_shape = (2, 5)  # 120 bytes
     oracle.buffer.set_encoder(oracle.buffer.encoder.policy)
     oracle.add(10)
-    for refuses in (oracle.buffer.check_capacity, oracle.buffer.to_latents):
+    for refuses in (oracle.buffer.plan().check_capacity, oracle.buffer.to_latents):
         with pytest.raises(ValueError) as error:
             refuses()
         for way_out in ("'float16' holds 120", "'uint8' holds 240", "n_augmentations=1 holds 180", "to 60"):

@@ -1,11 +1,12 @@
 """Callbacks for SEER algorithms."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_seer.common.warn import warn
 
 
 def check_freeze_after(freeze_after: Any) -> int | float | None:
@@ -56,10 +57,9 @@ class FreezeEncoderCallback(BaseCallback):
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
             step = freeze_step(self.model, self.freeze_after)
             when = "is frozen already" if self.model.encoder_frozen else f"will be frozen at step {step}"
-            warnings.warn(
+            warn(
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
-                f"{when}. To train in several calls, set freeze_after to a number of steps",
-                stacklevel=5,
+                f"{when}. To train in several calls, set freeze_after to a number of steps"
             )
         self._freeze_if_due()
 

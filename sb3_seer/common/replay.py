@@ -1,6 +1,5 @@
 """The replay buffer: images until the encoder is frozen, latents from then on."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from sb3_seer.common.observations import ObservationLayout
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
 from sb3_seer.common.storage import ImageStore, LatentStore, images_to_latents
 from sb3_seer.common.type_aliases import LatentEncoder, Latents, Observations
+from sb3_seer.common.warn import warn
 
 # Observations that the range of uint8 latents is fitted on
 MAX_FIT_OBSERVATIONS = 1024
@@ -420,11 +420,10 @@ class LatentReplayBuffer(ReplayBuffer):
         """Warn if the extra frames are many: the stacks are not shifted by one frame in a step."""
         held = self.n_valid * self.n_envs * self.layout.frame_bytes
         if self.stage == "images" and self.n_stack > 1 and self.extra_bytes > max(held, self.nbytes // 10) / 2:
-            warnings.warn(
+            warn(
                 "Extra frames take at least half as much memory as the stored images: observations are not shifted "
                 f"by one of {self.n_stack} stacked frames in a step. To store each as it is, set "
-                "replay_buffer_kwargs=dict(n_stack=1)",
-                stacklevel=2,
+                "replay_buffer_kwargs=dict(n_stack=1)"
             )
 
     def plan(self) -> MemoryPlan:
@@ -451,12 +450,6 @@ class LatentReplayBuffer(ReplayBuffer):
             step_bytes=step_bytes,
         )
 
-    def check_capacity(self) -> None:
-        """
-        :raises ValueError: if the latents of an observation take more bytes than its newest frame
-        """
-        self.plan().check_capacity()
-
     def to_latents(self) -> None:
         """
         Turn every stored image into latents, in place, and let the buffer grow to what fits in the same bytes.
@@ -465,7 +458,7 @@ class LatentReplayBuffer(ReplayBuffer):
         """
         if self.stage == "latents":
             return
-        self.check_capacity()
+        self.plan().check_capacity()
         images = self.store if self.n_valid > 0 else None
         assert not isinstance(images, LatentStore)
         codec = self.encoder.codec

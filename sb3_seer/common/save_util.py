@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 
 import psutil
 from stable_baselines3.common.save_util import open_path
+
+from sb3_seer.common.warn import warn
 
 Path = str | pathlib.Path | io.BufferedIOBase
 
@@ -52,11 +53,11 @@ def _resolve(path: pathlib.Path, suffix: str | None, verbose: int) -> pathlib.Pa
     if path.suffix == "" and suffix:
         path = pathlib.Path(f"{path}.{suffix}")
     while path.is_dir():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=4)
+        warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
         path = pathlib.Path(f"{path}_2")
     if path.exists():
         if verbose >= 2:
-            warnings.warn(f"Path '{path}' exists, will overwrite it.", stacklevel=4)
+            warn(f"Path '{path}' exists, will overwrite it.")
         # A protected file can be replaced, but not opened: refuse it as a plain open() does
         path.open("r+b").close()
     # A link stays, what it points to is replaced

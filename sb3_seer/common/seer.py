@@ -33,6 +33,7 @@ from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import replacing
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
+from sb3_seer.common.warn import warn
 
 # By a part of the name of a replay buffer: what to use instead with images
 OTHER_BUFFERS = {
@@ -170,7 +171,7 @@ class SEERMixin(OffPolicyAlgorithm):
         return None
 
     def _set_up_without_encoder(self, why_not: str) -> None:
-        warnings.warn(f"{type(self).__name__} has no encoder to freeze {why_not}", stacklevel=4)
+        warn(f"{type(self).__name__} has no encoder to freeze {why_not}")
         for name in ("pretrained_encoder", "batch_size_after_freeze", "gradient_steps_after_freeze"):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None where there is no encoder to freeze, got {getattr(self, name)!r}")
@@ -269,10 +270,9 @@ class SEERMixin(OffPolicyAlgorithm):
             print(plan)
         available = psutil.virtual_memory().available
         if plan.total_bytes > available:
-            warnings.warn(
+            warn(
                 "This system does not have apparently enough memory to store the complete "
-                f"replay buffer {plan.total_bytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
-                stacklevel=4,
+                f"replay buffer {plan.total_bytes / 1e9:.2f}GB > {available / 1e9:.2f}GB"
             )
 
     # ---- the freeze ----
@@ -288,10 +288,9 @@ class SEERMixin(OffPolicyAlgorithm):
             return
         self._check_capacity(self.replay_buffer)
         if self._n_updates == 0 and not self._pretrained:
-            warnings.warn(
+            warn(
                 f"The encoder is frozen at step {self.num_timesteps}, before its first gradient step: "
-                f"freeze_after should be larger than learning_starts={self.learning_starts}",
-                stacklevel=2,
+                f"freeze_after should be larger than learning_starts={self.learning_starts}"
             )
         self._freeze()
 

@@ -1,4 +1,3 @@
-import warnings
 from typing import Any
 
 import torch as th
@@ -14,6 +13,7 @@ from torch import nn
 from sb3_seer.common.extractors import SplitExtractor, split
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.type_aliases import Latents
+from sb3_seer.common.warn import warn
 
 __all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
 
@@ -138,10 +138,9 @@ class SEERSACPolicy(SEERPolicy, SACPolicy):
             self.actor = self.make_actor(extractor)
             self.actor.shares_extractor = True
             if self._asked_for_own_extractor:
-                warnings.warn(
+                warn(
                     f"share_features_extractor=False has no effect with {type(extractor).__name__}, which actor and critic "
-                    "share: only a SplitExtractor tells the convolutions from the rest",
-                    stacklevel=2,
+                    "share: only a SplitExtractor tells the convolutions from the rest"
                 )
 
         if self.ortho_init:
