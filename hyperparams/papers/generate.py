@@ -61,6 +61,14 @@ def half_resolution(env_id: str, block: Block) -> Block:
     return small_images(env_id, block) | dict(buffer_size=buffer_size)
 
 
+def small_shifted_images(env_id: str, block: Block) -> Block:
+    """50x50 pixels, and half the shift. The buffer holds all of the training, as above."""
+    buffer_size = max(block["freeze_after"], 100 * math.ceil(block["n_timesteps"] / 468.75))
+    repeat, pixels = block["env_wrapper"]
+    pixels = {name: kwargs | dict(height=50, width=50) for name, kwargs in pixels.items()}
+    return block | dict(env_wrapper=[repeat, pixels], augmentation_kwargs=dict(pad=2), buffer_size=buffer_size)
+
+
 def batch_size(size: int) -> Callable[[str, Block], Block]:
     return lambda env_id, block: never_frozen(env_id, block) | dict(batch_size=size)
 
@@ -80,6 +88,10 @@ class Experiment(NamedTuple):
 
 
 CURL, SAC, RAINBOW = "papers/curl_seer_paper.yml", "papers/sac_seer_paper.yml", "rainbow_seer.yml"
+DM_CONTROL = tuple(
+    f"dm_control/{task}-v0"
+    for task in ("cartpole-swingup", "finger-spin", "reacher-easy", "cheetah-run", "walker-walk", "ball_in_cup-catch")
+)
 CHEETAH = ("dm_control/cheetah-run-v0",)
 EXPERIMENTS = {
     "curl": Experiment("CURL: the baseline of figure 2 and the upper bound of figure 5", CURL, never_frozen),
@@ -98,6 +110,9 @@ EXPERIMENTS = {
     "curl_seer_half_resolution": Experiment("CURL + SEER with half the resolution: figure 9", CURL, half_resolution),
     "curl_seer_small_buffer": Experiment("CURL + SEER with a small buffer: figure 5", CURL, small_buffer),
     "sac_seer_half_resolution": Experiment("SAC + SEER with half the resolution: figure 9", SAC, half_resolution),
+    "sac_seer_small_images": Experiment(
+        "The agents of sac_seer.yml on 50x50 pixels", "sac_seer.yml", small_shifted_images, DM_CONTROL
+    ),
     "sac_seer_small_buffer": Experiment("SAC + SEER with a small buffer: figure 5", SAC, small_buffer),
     "rainbow_half_resolution": Experiment("Rainbow with half the resolution: figure 9", "rainbow.yml", small_images),
     "rainbow_small_buffer": Experiment(
@@ -130,7 +145,7 @@ def text(name: str) -> str:
             lines.append("  <<: *first")
             block = {key: value for key, value in block.items() if value != changed[first_id].get(key)}
         if block:
-            lines += [f"  {line}" for line in yaml.safe_dump(block, sort_keys=False, width=120).splitlines()]
+            lines += [f"  {line}" for line in yaml.safe_dump(block, sort_keys=False, width=200).splitlines()]
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
 
