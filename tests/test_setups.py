@@ -76,6 +76,10 @@ def test_an_experiment_changes_what_the_paper_says_and_nothing_else() -> None:
         # T_f with a small buffer is the same as with the large one
         assert changes(f"{algo}_small_buffer", f"{algo}_paper", cheetah) == dict(buffer_size=1_000)
         assert changes(f"{algo}_half_resolution", f"{algo}_paper", cheetah) == half
+    shifted = {"sb3_seer.envs.DMControlPixels": dict(height=50, width=50, camera_id=0, shadows=False)}
+    assert changes("sac_seer_small_images", "sac_seer", cheetah) == dict(
+        env_wrapper=[{"sb3_seer.envs.ActionRepeat": dict(repeat=4)}, shifted], augmentation_kwargs=dict(pad=2)
+    )
     assert changes("rainbow_small_buffer", "rainbow", game) == dict(buffer_size=10_000)
     assert changes("rainbow_half_resolution", "rainbow", game) == dict(env_wrapper=small_game)
     assert changes("rainbow_seer_small_buffer", "rainbow_seer", game) == dict(buffer_size=10_000)
@@ -208,6 +212,14 @@ def test_half_the_resolution_of_control(cartpole: str, train: Train) -> None:
     assert model.augmentation_kwargs == dict(size=42)
     assert model.replay_buffer.size() == 60
     assert model.encode(model.observation_space.sample()[None]).shape == (1, 2, 50)
+
+
+def test_small_images_with_the_settings_of_the_default_file(cartpole: str, train: Train) -> None:
+    model = train("sac_seer_small_images.yml", "sac_seer", cartpole, 60, freeze_after=40, learning_starts=30, batch_size=4)
+    assert model.encoder_frozen
+    assert model.observation_space.shape == (9, 50, 50)
+    assert (model.n_views, model.n_augmentations) == (2, 4)
+    assert model.policy.ortho_init and model.policy.log_std_bounds == (-10, 2)
 
 
 def test_half_the_resolution_of_games(alien: str, train: Train) -> None:
