@@ -16,6 +16,7 @@ import yaml
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
+import sb3_seer.envs  # noqa: F401  # registers dm_control's environments
 import zoo_integration
 from sb3_seer.common.seer import SEERMixin
 from tests.helpers import DialEnv, LightEnv
