@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from torch import nn
 
 from sb3_seer import SplitExtractor
-from tests.helpers import DialEnv, LightEnv
+from tests.helpers import DialEnv, LightEnv, is_continuous
 
 IMAGES, OTHERS = ("image", "map"), ("flags", "level", "vector")
 
@@ -93,7 +92,7 @@ EXTRACTORS = pytest.mark.parametrize("extractor, size", [SPLIT, COMBINED])
 
 
 def make_env(algorithm: type, size: int = 16, **kwargs: Any) -> SwitchEnv:
-    return SwitchEnv((DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=size), **kwargs)
+    return SwitchEnv((DialEnv if is_continuous(algorithm) else LightEnv)(size=size), **kwargs)
 
 
 def make_model(algorithm: type, extractor: type = TinyDictEncoder, size: int = 16, env: Any = None, **kwargs: Any) -> Any:
@@ -101,7 +100,7 @@ def make_model(algorithm: type, extractor: type = TinyDictEncoder, size: int = 1
     if issubclass(extractor, CombinedExtractor):
         policy_kwargs["features_extractor_kwargs"] = dict(cnn_output_dim=8)
     defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
-    if not issubclass(algorithm, SAC):
+    if not is_continuous(algorithm):
         defaults.update(target_update_interval=7, tau=0.3)
     env = make_env(algorithm, size) if env is None else env
     return algorithm("MultiInputPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})

@@ -7,11 +7,22 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.logger import configure
 from torch import nn
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow, SplitExtractor
+from sb3_seer import (
+    SEERCURL,
+    SEERDQN,
+    SEERQRDQN,
+    SEERSAC,
+    SEERTD3,
+    SEERTQC,
+    SEERCrossQ,
+    SEERRainbow,
+    SplitExtractor,
+)
 
 
 class LightEnv(gym.Env):
@@ -111,16 +122,21 @@ class TinyEncoder(SplitExtractor):
         self.head = nn.LayerNorm(latent_dim)
 
 
-ALGORITHMS = [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN, SEERRainbow]
+ALGORITHMS = [SEERSAC, SEERCURL, SEERTD3, SEERTQC, SEERCrossQ, SEERQRDQN, SEERDQN, SEERRainbow]
+
+
+def is_continuous(algorithm: type) -> bool:
+    """:return: whether it has an actor, and continuous actions"""
+    return issubclass(algorithm, SAC | TD3 | TQC | CrossQ)
 
 
 def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: Any):
-    env = kwargs.pop("env", None) or (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=kwargs.pop("size", 16))
+    env = kwargs.pop("env", None) or (DialEnv if is_continuous(algorithm) else LightEnv)(size=kwargs.pop("size", 16))
     policy_kwargs: dict[str, Any] = dict(net_arch=[16], **kwargs.pop("policy_kwargs", {}))
     if extractor is not None:
         policy_kwargs["features_extractor_class"] = extractor
     defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
-    if not issubclass(algorithm, SAC):
+    if not is_continuous(algorithm):
         defaults["target_update_interval"] = 7
     if algorithm is SEERCURL and kwargs.get("augmentation", "") is None:
         # The contrastive loss needs an augmentation

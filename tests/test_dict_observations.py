@@ -34,7 +34,7 @@ from tests.dict_helpers import (
     make_env,
     make_model,
 )
-from tests.helpers import ALGORITHMS, LightEnv, assert_same, train_on
+from tests.helpers import ALGORITHMS, LightEnv, assert_same, is_continuous, train_on
 from tests.replay_oracle import GAMMA, CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space, pickled, sample_all
 
 # ---- the replay buffer, against a naive oracle ----
@@ -349,7 +349,7 @@ def test_cached_latents_are_used_with_the_other_keys_of_the_moment(algorithm, ex
     model = make_model(algorithm, extractor, size, freeze_after=20)
     model.learn(45)
     calls, seen = count_encoder_calls(model), []
-    network = model.policy.actor if isinstance(model, SAC) else model.policy.encoder_networks[0]
+    network = model.policy.actor if is_continuous(algorithm) else model.policy.encoder_networks[0]
     extract_features = network.extract_features
     network.extract_features = lambda *args: seen.append(extract_features(*args)) or seen[-1]
 
@@ -385,7 +385,7 @@ def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, si
     model.observation_space.seed(0)
     singles = [model.observation_space.sample() for _ in range(5)]
     observations = by_key(singles)
-    n_latents = 2 if issubclass(algorithm, SEERSAC) and extractor is TinyDictEncoder else 1
+    n_latents = 2 if is_continuous(algorithm) and extractor is TinyDictEncoder else 1
     latent_dim = 8 if extractor is TinyDictEncoder else 2 * 8
 
     actions, latents = [], []

@@ -61,7 +61,12 @@ PREPARE: dict[str, Callable[[], None]] = {"docs/guides/figures.md": prepare_logs
 @pytest.mark.filterwarnings("ignore:This system does not have apparently enough memory")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_the_python_of_a_page_runs(
-    page: Path, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    short: None,
+    forget_registrations: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From the first block to the last, in one namespace. A line that prints says what in its comment."""
     monkeypatch.chdir(tmp_path)

@@ -25,10 +25,13 @@ from sb3_seer import (
     SEERDQN,
     SEERQRDQN,
     SEERSAC,
+    SEERTD3,
+    SEERTQC,
     DataEfficientCNN,
     FreezeEncoderCallback,
     PixelEncoder,
     PrioritizedReplayBuffer,
+    SEERCrossQ,
 )
 from tests.helpers import DialEnv, LightEnv, TinyEncoder, make_model
 
@@ -164,10 +167,13 @@ def test_a_wrapper_that_takes_an_image_out_of_a_dict_outside_of_vec_normalize():
 
 
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
-@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL])
-def test_priorities_that_sb3s_sac_would_not_look_at(algorithm):
-    with pytest.raises(ValueError, match=r"got PrioritizedReplayBuffer.*no priorities"):
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL, SEERTD3, SEERTQC, SEERCrossQ])
+def test_priorities_that_the_updates_would_not_look_at(algorithm):
+    with pytest.raises(ValueError, match=rf"got PrioritizedReplayBuffer: the updates of {algorithm.__name__} do not use"):
         algorithm("MlpPolicy", "Pendulum-v1", buffer_size=10, replay_buffer_class=PrioritizedReplayBuffer)
+    if algorithm not in (SEERSAC, SEERCURL):
+        with pytest.raises(ValueError, match=f"got LatentReplayBuffer: the updates of {algorithm.__name__} do not use"):
+            make_model(algorithm, replay_buffer_kwargs=dict(prioritized=True))
 
 
 @pytest.mark.parametrize("n_stack", [None, 1])

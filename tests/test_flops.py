@@ -18,10 +18,22 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
+from sb3_seer import (
+    SEERCURL,
+    SEERDQN,
+    SEERQRDQN,
+    SEERSAC,
+    SEERTD3,
+    SEERTQC,
+    DataEfficientCNN,
+    PixelEncoder,
+    Rainbow,
+    SEERCrossQ,
+    SEERRainbow,
+)
 from sb3_seer.common.flops import FlopsCallback, FlopsFormula, FlopsRow, Passes, count_networks, find_passes
 from sb3_seer.plots import Run
-from tests.helpers import DialEnv, LightEnv, TinyEncoder
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, is_continuous
 
 # ---- the papers' numbers ----
 
@@ -108,6 +120,8 @@ def test_passes_of_the_algorithms() -> None:
     assert find_passes(control()) == (3, 1, 0, 0)
     assert find_passes(train(SEERCURL, steps=0)) == (3, 1, 2, 1)
     assert find_passes(train(SEERCURL, steps=0, cpc_update_freq=None)) == (3, 1, 0, 0)
+    assert find_passes(train(SEERTD3, steps=0)) == (2, 1, 0, 0)
+    assert find_passes(train(SEERTQC, steps=0)) == (3, 2, 0, -1)
 
     class MySAC(SEERSAC):
         flops_passes = Passes(6, 2)
@@ -125,9 +139,9 @@ def test_an_algorithm_whose_passes_are_not_known_is_refused() -> None:
 
 def train(cls: type, steps: int, n_envs: int = 1, callback: Any = None, **kwargs: Any) -> Any:
     """A tiny agent, trained from seed 0."""
-    env = make_vec_env(DialEnv if issubclass(cls, SEERSAC) else LightEnv, n_envs=n_envs, seed=0)
+    env = make_vec_env(DialEnv if is_continuous(cls) else LightEnv, n_envs=n_envs, seed=0)
     settings = dict(buffer_size=200, learning_starts=20, batch_size=16, train_freq=1, gradient_steps=1, seed=0)
-    policy_kwargs = dict(features_extractor_class=TinyEncoder, net_arch=[16])
+    policy_kwargs = dict(features_extractor_class=TinyEncoder, net_arch=[16], **kwargs.pop("policy_kwargs", {}))
     model = cls("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**settings, **kwargs})
     return model.learn(steps, callback=callback) if steps > 0 else model
 
@@ -205,15 +219,23 @@ def test_a_freeze_between_two_trainings_is_counted() -> None:
 # ---- compared with PyTorch's counter ----
 
 
-@pytest.mark.parametrize("cls", [SEERDQN, SEERQRDQN, SEERSAC, SEERCURL])
+@pytest.mark.parametrize(
+    "cls, ties",
+    [
+        *((cls, None) for cls in (SEERDQN, SEERQRDQN, SEERSAC, SEERCURL)),
+        *((cls, ties) for cls in (SEERTD3, SEERTQC, SEERCrossQ) for ties in (True, False)),
+    ],
+)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.filterwarnings("ignore:The encoder is frozen at step 10, before")
-def test_the_formula_is_near_what_pytorch_counts(cls: type, frozen: bool) -> None:
-    model = train(cls, 30, freeze_after=10 if frozen else None, learning_starts=12)
+def test_the_formula_is_near_what_pytorch_counts(cls: type, ties: bool | None, frozen: bool) -> None:
+    policy_kwargs = {} if ties is None else dict(tie_convolutions=ties)
+    model = train(cls, 30, freeze_after=10 if frozen else None, learning_starts=12, policy_kwargs=policy_kwargs)
+    n_steps = getattr(model, "policy_delay", 1)  # the actor learns in one of them
     with FlopCounterMode(display=False) as counter:
-        model.train(gradient_steps=1, batch_size=16)
+        model.train(gradient_steps=n_steps, batch_size=16)
     # What the formula has on top: a gradient for the pixels
-    assert counter.get_total_flops() / 2 == pytest.approx(FlopsFormula.of(model).update(16, frozen), rel=0.2)
+    assert counter.get_total_flops() / 2 == pytest.approx(n_steps * FlopsFormula.of(model).update(16, frozen), rel=0.2)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, LatentReplayBuffer
 from sb3_seer.common.flops import FlopsFormula
-from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, make_model
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, is_continuous, make_model
 
 
 class StageRecorder(BaseCallback):
@@ -137,7 +137,7 @@ def test_callback_needs_a_seer_algorithm():
     "algorithm, vec_env_cls", [*((algorithm, DummyVecEnv) for algorithm in ALGORITHMS), (SEERSAC, SubprocVecEnv)]
 )
 def test_several_environments_with_stacked_frames(algorithm, vec_env_cls):
-    env_class = DialEnv if issubclass(algorithm, SEERSAC) else LightEnv
+    env_class = DialEnv if is_continuous(algorithm) else LightEnv
     env = VecFrameStack(make_vec_env(env_class, n_envs=3, vec_env_cls=vec_env_cls), 3, channels_order="first")
     model = algorithm(
         "CnnPolicy", env, buffer_size=90, learning_starts=12, batch_size=8, train_freq=2, gradient_steps=-1, freeze_after=45,
@@ -147,7 +147,7 @@ def test_several_environments_with_stacked_frames(algorithm, vec_env_cls):
     assert model.n_stack == 3
     model.learn(300)
     env.close()
-    n_networks = 2 if issubclass(algorithm, SEERSAC) else 1
+    n_networks = 2 if is_continuous(algorithm) else 1
     # C = 90 frames of 256 bytes hold 30 rows; a transition of K = 2 latents of 8 float32 holds 64 or 128 bytes
     assert model.replay_buffer.buffer_size == 30 * 256 // (4 * n_networks * 2 * 8)
     assert model.replay_buffer.nbytes == 90 * 256
@@ -214,7 +214,7 @@ def test_gradients_of_sac_go_where_they_belong():
     model.set_logger(configure(None, []))
     policy = model.policy
     batch = model.replay_buffer.sample(8)
-    latents, _, _ = policy.encode_batch(batch.observations, batch.next_observations)
+    latents, _ = policy.encode_batch(batch.observations, batch.next_observations)
 
     def trained_by(loss: th.Tensor) -> set[str]:
         policy.zero_grad(set_to_none=True)
@@ -231,7 +231,7 @@ def test_gradients_of_sac_go_where_they_belong():
     actions, log_prob = model.actor.action_log_prob(latents)
     q_values = model._min_q_value(model.critic, latents.detach(), actions)
     by_actor = trained_by((log_prob.reshape(-1, 1) - q_values).mean())
-    own = set(map(id, policy.actor_parameters()))
+    own = set(map(id, model.actor.parameters()))
     names = {name for name, p in policy.named_parameters() if id(p) in own}
     assert names and names <= by_actor | {n for n in names if n.endswith("bias")}
     assert not any("trunk" in name for name in by_actor)

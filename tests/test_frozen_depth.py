@@ -283,7 +283,7 @@ def test_the_actors_loss_trains_no_convolution(encoder, layer, _, frozen):
         return {p for p in policy.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
     batch = model.replay_buffer.sample(8)
-    latents, _, _ = policy.encode_batch(batch.observations, batch.next_observations)
+    latents, _ = policy.encode_batch(batch.observations, batch.next_observations)
     by_critic = trained_by(
         sum(q.square().sum() for q in model.critic(latents, batch.actions)), list(policy.critic.parameters())
     )
@@ -293,7 +293,7 @@ def test_the_actors_loss_trains_no_convolution(encoder, layer, _, frozen):
 
     actions, log_prob = model.actor.action_log_prob(latents)
     loss = (log_prob.reshape(-1, 1) - model._min_q_value(model.critic, latents.detach(), actions)).mean()
-    by_actor = trained_by(loss, policy.actor_parameters())
+    by_actor = trained_by(loss, model.actor.parameters())
     assert policy.actor.mu.weight in by_actor
     assert not by_actor & set(policy.critic.parameters())
     assert not any(actor[name] in by_actor for name in convolutions)

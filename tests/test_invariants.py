@@ -6,39 +6,63 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from sb3_contrib import QRDQN
-from stable_baselines3 import DQN, SAC
+from sb3_contrib import QRDQN, TQC, CrossQ
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import NatureCNN
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, SEERCrossQ
 from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.type_aliases import Latents
-from tests.helpers import ALGORITHMS, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, is_continuous, make_model
 
 # 1. Without a freeze, SEER is the algorithm that it extends
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
-@pytest.mark.parametrize("algorithm, upstream", [(SEERQRDQN, QRDQN), (SEERDQN, DQN)])
-def test_without_freeze_the_weights_are_upstreams_to_the_last_bit(algorithm, upstream, n_steps):
+@pytest.mark.parametrize(
+    "algorithm, upstream, share",
+    [
+        (SEERQRDQN, QRDQN, None),
+        (SEERDQN, DQN, None),
+        (SEERTD3, TD3, False),
+        (SEERTD3, TD3, True),
+        (SEERTQC, TQC, False),
+        (SEERTQC, TQC, True),
+        (SEERCrossQ, CrossQ, False),
+        (SEERCrossQ, CrossQ, True),
+    ],
+)
+def test_without_freeze_the_weights_are_upstreams_to_the_last_bit(algorithm, upstream, share, n_steps):
+    """Of actor and critic without tied convolutions, with features extractors of their own or a shared one."""
+
     def train(cls, **kwargs):
         # Small enough to wrap around, and a target that moves slowly (tau < 1)
-        env = make_vec_env(LightEnv, n_envs=2, env_kwargs=dict(size=36), vec_env_kwargs={}, seed=3)
+        env_class = DialEnv if is_continuous(cls) else LightEnv
+        env = make_vec_env(env_class, n_envs=2, env_kwargs=dict(size=36), vec_env_kwargs={}, seed=3)
+        policy_kwargs: dict[str, Any] = dict(features_extractor_kwargs=dict(features_dim=16))
+        if is_continuous(cls):
+            policy_kwargs.update(share_features_extractor=share, net_arch=[16])
+            if cls is algorithm:
+                policy_kwargs.update(tie_convolutions=False)
+        else:
+            kwargs.update(target_update_interval=6)
+        if upstream is not CrossQ:
+            kwargs.update(tau=0.3)
+        if cls is CrossQ:  # it has no CnnPolicy
+            policy_kwargs.update(features_extractor_class=NatureCNN)
         model = cls(
-            "CnnPolicy",
+            "MlpPolicy" if cls is CrossQ else "CnnPolicy",
             env,
             buffer_size=60,
             learning_starts=10,
             batch_size=8,
             train_freq=2,
             gradient_steps=2,
-            target_update_interval=6,
-            tau=0.3,
             n_steps=n_steps,
             seed=0,
             device="cpu",
-            policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=16)),
+            policy_kwargs=policy_kwargs,
             **kwargs,
         )
         model.learn(150)
@@ -67,7 +91,7 @@ def test_sac_with_mlp_policy_is_sb3s_to_the_last_bit():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor):
     size = 16 if extractor is TinyEncoder else 48
-    kwargs: dict[str, Any] = dict(tau=0.3) if algorithm is not SEERSAC else {}
+    kwargs: dict[str, Any] = {} if algorithm in (SEERSAC, SEERCrossQ) else dict(tau=0.3)  # CrossQ has no target
     model = make_model(algorithm, extractor, size=size, freeze_after=40, **kwargs)
     frozen: dict[str, Any] = {}
 

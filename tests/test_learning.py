@@ -8,18 +8,19 @@ one that sees no velocity and 47 to one that does.
 
 from typing import Any
 
+import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack
 from torch import nn
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SplitExtractor
-from tests.helpers import DialEnv, LightEnv, PuckEnv, TinyEncoder
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, SEERCrossQ, SplitExtractor
+from tests.helpers import DialEnv, LightEnv, PuckEnv, TinyEncoder, is_continuous
 
 # The last step at which a freeze finds half-trained heads, and where the run ends
 FREEZE_AFTER, TOTAL_TIMESTEPS = 700, 2000
@@ -47,13 +48,15 @@ def mean_return(model, env) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latent_dtype", ["float32", "uint8"])
-@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL, SEERQRDQN, SEERDQN])
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERCURL, SEERTD3, SEERTQC, SEERCrossQ, SEERQRDQN, SEERDQN])
 def test_learns_through_the_freeze(algorithm, latent_dtype):
-    env_class = DialEnv if issubclass(algorithm, SAC) else LightEnv
+    env_class = DialEnv if is_continuous(algorithm) else LightEnv
     env = Monitor(env_class())
     env.reset(seed=1)
     kwargs: dict[str, Any] = dict(learning_rate=1e-3, batch_size=32, gamma=0.5, learning_starts=100)
-    if issubclass(algorithm, SAC):
+    if algorithm is SEERTD3:
+        kwargs.update(action_noise=NormalActionNoise(np.zeros(2), np.full(2, 0.3)))
+    elif is_continuous(algorithm):
         kwargs.update(ent_coef="auto_0.1")
     else:
         kwargs.update(train_freq=1, target_update_interval=100, exploration_fraction=0.2)

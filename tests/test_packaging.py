@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-ALGORITHMS = ["curl_seer", "dqn_seer", "qrdqn_seer", "rainbow", "rainbow_seer", "sac_seer"]
+ALGORITHMS = [
+    "crossq_seer", "curl_seer", "dqn_seer", "qrdqn_seer", "rainbow", "rainbow_seer", "sac_seer", "td3_seer", "tqc_seer"
+]  # fmt: skip
 HOOK_OFF = {"SB3_SEER_NO_ZOO_HOOK": "1"}
 
 

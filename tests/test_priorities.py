@@ -394,7 +394,7 @@ def sac_losses(model, batch) -> tuple[list[th.Tensor], list[float]]:
     """Of transitions that end their episode: no action is drawn for the next observation."""
     losses, errors = [], []
     for i in range(8):
-        latents, _, _ = model.policy.encode_batch(batch.observations[i : i + 1], batch.next_observations[i : i + 1])
+        latents, _ = model.policy.encode_batch(batch.observations[i : i + 1], batch.next_observations[i : i + 1])
         deltas = [batch.rewards[i, 0] - q[0, 0] for q in model.critic(latents, batch.actions[i : i + 1])]
         losses.append(sum(delta**2 for delta in deltas) / 2)
         errors.append(sum(abs(delta.item()) for delta in deltas) / len(deltas))

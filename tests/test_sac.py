@@ -26,11 +26,11 @@ def test_targets_and_losses_are_averages_over_the_views(monkeypatch):
     assert len(batch.rewards) == 8 and th.equal(batch.actions[:4], batch.actions[4:])
     policy = model.policy
     with th.no_grad():
-        latents, next_latents, target_latents = policy.encode_batch(batch.observations, batch.next_observations)
+        latents, next_latents = policy.encode_batch(batch.observations, batch.next_observations)
         th.manual_seed(1)
         model.actor.action_log_prob(latents.first(4))  # the actor's update draws its actions first
         actions, log_prob = model.actor.action_log_prob(next_latents)
-        values = th.cat(model.critic_target(target_latents, actions), dim=1).min(dim=1).values - 0.5 * log_prob
+        values = th.cat(model.critic_target(next_latents, actions), dim=1).min(dim=1).values - 0.5 * log_prob
         targets = batch.rewards[:4, 0] + 0.99 * (1 - batch.dones[:4, 0]) * (values[:4] + values[4:]) / 2
         losses = [
             ((q_values[view : view + 4, 0] - targets) ** 2).mean()

@@ -25,7 +25,16 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, Rainbow
-from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model
+from tests.helpers import (
+    ALGORITHMS,
+    DialEnv,
+    LightEnv,
+    TinyEncoder,
+    assert_same,
+    encoder_state,
+    is_continuous,
+    make_model,
+)
 
 
 class NormedCNN(BaseFeaturesExtractor):
@@ -87,9 +96,11 @@ def test_frozen_batch_norm_and_dropout_stay_in_evaluation_mode(algorithm):
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, Rainbow])
 def test_what_dead_units_leave_to_the_optimizer_is_forgotten(algorithm):
     """A processor takes a hundred times as long for numbers that small."""
-    model = make_model(algorithm, **({} if algorithm is Rainbow else dict(freeze_after=30)))
+    policy_kwargs = dict(optimizer_kwargs=dict(betas=(0.9, 0.999)))  # CrossQ's first one is 0.5
+    kwargs = {} if algorithm is Rainbow else dict(freeze_after=30)
+    model = make_model(algorithm, policy_kwargs=policy_kwargs, **kwargs)
     model.learn(40)
-    network = model.critic if isinstance(model, SAC) else model.policy
+    network = model.critic if is_continuous(algorithm) else model.policy
     optimizer, tiny = network.optimizer, th.finfo(th.float32).tiny
     layer = next(module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == 16)
     layer.bias.data[0] = -1e6  # dead: no weight of it has a gradient

@@ -13,13 +13,12 @@ import pytest
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import yaml
-from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 import sb3_seer.envs  # noqa: F401  # registers dm_control's environments
 import zoo_integration
 from sb3_seer.common.seer import SEERMixin
-from tests.helpers import DialEnv, LightEnv
+from tests.helpers import DialEnv, LightEnv, is_continuous
 from zoo_integration.registration import ALGORITHMS, find_config, hyperparams_folder
 
 zoo_integration.register()
@@ -98,8 +97,8 @@ def test_every_block_of_hyperparameters_is_valid(file: Path) -> None:
         pixels = wrappers.get("sb3_seer.envs.DMControlPixels", {})
         warped = wrappers.get("stable_baselines3.common.atari_wrappers.AtariWrapper", {})
         size = pixels.get("height", 96 if env_id == "CarRacing-v3" else warped.get("screen_size", 84))
-        n_channels = 3 if issubclass(algorithm, SAC) else 1
-        env = (DialEnv if issubclass(algorithm, SAC) else LightEnv)(size=size)
+        n_channels = 3 if is_continuous(algorithm) else 1
+        env = (DialEnv if is_continuous(algorithm) else LightEnv)(size=size)
         env.observation_space = gym.spaces.Box(0, 255, (n_channels, size, size), np.uint8)
         stacked = VecFrameStack(DummyVecEnv([lambda env=env: env]), block.pop("frame_stack", 1), channels_order="first")
         n_timesteps = block.pop("n_timesteps")

@@ -141,7 +141,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do():
     direction = th.randn(2, 50)
     gradients = []
     for agent in (exact, rounded):
-        latents, _, _ = agent.policy.encode_batch(batch, batch)
+        latents, _ = agent.policy.encode_batch(batch, batch)
         (latents.values * direction).sum().backward()
         encoder = agent.policy.critic.features_extractor
         parameters = [*encoder.trunk.parameters(), *encoder.projection.parameters()]

@@ -21,13 +21,25 @@ import rl_zoo3.utils
 import torch as th
 import yaml
 from requests.exceptions import HTTPError
-from sb3_contrib import QRDQN
-from stable_baselines3 import DQN, SAC
+from sb3_contrib import QRDQN, TQC, CrossQ
+from stable_baselines3 import DQN, SAC, TD3
 
 import zoo_integration
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, Rainbow, SEERRainbow
+from sb3_seer import (
+    SEERCURL,
+    SEERDQN,
+    SEERQRDQN,
+    SEERSAC,
+    SEERTD3,
+    SEERTQC,
+    DataEfficientCNN,
+    PixelEncoder,
+    Rainbow,
+    SEERCrossQ,
+    SEERRainbow,
+)
 from sb3_seer.common.seer import SEERMixin
-from tests.helpers import DialEnv, LightEnv
+from tests.helpers import DialEnv, LightEnv, is_continuous
 from zoo_integration import registration
 from zoo_integration.registration import ALGORITHMS, default_config
 
@@ -58,13 +70,17 @@ gym.register("Light-v0", VideoLightEnv, kwargs=dict(size=48))
 gym.register("Dial-v0", VideoDialEnv, kwargs=dict(size=48))
 SMALL_ENCODER = {
     "curl_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
+    **dict.fromkeys(
+        ("crossq_seer", "td3_seer", "tqc_seer"),
+        "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2), net_arch=[16])",
+    ),
     "sac_seer": "dict(features_extractor_class=sb3_seer.PixelEncoder, features_extractor_kwargs=dict(n_filters=2))",
     "qrdqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "dqn_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "rainbow": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
     "rainbow_seer": "dict(features_extractor_class=sb3_seer.DataEfficientCNN)",
 }
-ENV_ID = {algo: "Dial-v0" if issubclass(algorithm, SAC) else "Light-v0" for algo, (algorithm, _) in ALGORITHMS.items()}
+ENV_ID = {algo: "Dial-v0" if is_continuous(algorithm) else "Light-v0" for algo, (algorithm, _) in ALGORITHMS.items()}
 SEER_ALGORITHMS = [algo for algo, (algorithm, _) in ALGORITHMS.items() if issubclass(algorithm, SEERMixin)]
 
 
@@ -102,6 +118,9 @@ def test_registered_with_all_of_rl_zoo() -> None:
     for name, algorithm, base in (
         ("sac_seer", SEERSAC, SAC),
         ("curl_seer", SEERCURL, SEERSAC),
+        ("td3_seer", SEERTD3, TD3),
+        ("tqc_seer", SEERTQC, TQC),
+        ("crossq_seer", SEERCrossQ, CrossQ),
         ("qrdqn_seer", SEERQRDQN, QRDQN),
         ("dqn_seer", SEERDQN, DQN),
         ("rainbow", Rainbow, DQN),
@@ -184,7 +203,7 @@ def test_the_default_hyperparameters_serve_an_environment_of_images(
         zoo("train", "--algo", algo, "--env", ENV_ID[algo], "-n", "8", "--eval-freq", "4", "--eval-episodes", "1")
         assert "Using 'default' hyperparameters" in capsys.readouterr().out
     # Where SB3's default is no encoder for control
-    for algo in ("sac_seer", "curl_seer"):
+    for algo in ("sac_seer", "curl_seer", "td3_seer", "tqc_seer", "crossq_seer"):
         assert load(algo).policy_kwargs["features_extractor_class"] is PixelEncoder
 
 
@@ -266,7 +285,7 @@ def test_track_gives_the_run_to_wandb(zoo: Callable[..., None], monkeypatch: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["sac_seer", "qrdqn_seer"])
+@pytest.mark.parametrize("algo", ["sac_seer", "crossq_seer", "qrdqn_seer"])
 def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None]) -> None:
     study_arguments = ("--storage", "study.log", "--study-name", "study")
     optimize = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
@@ -277,7 +296,7 @@ def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None])
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
     trials = optuna.load_study(study_name="study", storage=storage).trials
     assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * 2
-    extractor = PixelEncoder if algo == "sac_seer" else DataEfficientCNN
+    extractor = DataEfficientCNN if algo == "qrdqn_seer" else PixelEncoder
     net_archs = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
     algorithm, _ = ALGORITHMS[algo]
     for trial in trials:
@@ -313,6 +332,17 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
         assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
     finally:
         registration.configured_hyperparams.reset(token)
+
+
+def test_crossq_is_searched_like_sac_but_for_the_target() -> None:
+    sample, convert = (
+        table["crossq_seer"]
+        for table in (rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER, rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER)
+    )
+    trial = optuna.create_study().ask()
+    hyperparams = sample(trial, 1, 1, dict(using_her_replay_buffer=False, her_kwargs={}))
+    assert "tau" in trial.params and "tau" not in hyperparams and "tau" not in convert(trial.params)
+    SEERCrossQ("CnnPolicy", DialEnv(size=48), buffer_size=100, **hyperparams)
 
 
 def test_the_sampler_of_an_algorithm_without_seer_searches_no_freeze_and_keeps_the_encoder() -> None:

@@ -15,20 +15,24 @@ import optuna
 import rl_zoo3.exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_seer
 from sb3_seer.common.process import tune_process
 from sb3_seer.common.seer import SEERMixin
-from zoo_integration.samplers import configured_hyperparams, sample_seer_params, sample_with_configured_policy
+from zoo_integration.samplers import configured_hyperparams, sample_seer_params, sample_with_configured_policy, without_tau
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], str]] = {
     # RL Zoo's name: the class, and RL Zoo's name of the algorithm that it extends
+    "crossq_seer": (sb3_seer.SEERCrossQ, "crossq"),
     "curl_seer": (sb3_seer.SEERCURL, "sac"),
     "dqn_seer": (sb3_seer.SEERDQN, "dqn"),
     "qrdqn_seer": (sb3_seer.SEERQRDQN, "qrdqn"),
     "rainbow": (sb3_seer.Rainbow, "dqn"),
     "rainbow_seer": (sb3_seer.SEERRainbow, "dqn"),
     "sac_seer": (sb3_seer.SEERSAC, "sac"),
+    "td3_seer": (sb3_seer.SEERTD3, "td3"),
+    "tqc_seer": (sb3_seer.SEERTQC, "tqc"),
 }
 
 # ---- hyperparameters ----
@@ -72,13 +76,31 @@ def find_config(config: str) -> str:
 
 # ---- RL Zoo's tables ----
 
-for name, (algorithm, base) in ALGORITHMS.items():
+# It searches no hyperparameters of CrossQ. SAC's are the same but for the target
+for table in (HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER):
+    table.setdefault("crossq", without_tau(table["sac"]))
+
+
+def add_to_tables(name: str, algorithm: type[BaseAlgorithm], base: str) -> None:
+    """
+    :param name: RL Zoo's name of an algorithm
+    :param algorithm: its class
+    :param base: RL Zoo's name of the algorithm that it extends
+    :raises ValueError: if RL Zoo searches no hyperparameters of ``base``
+    """
+    if base not in HYPERPARAMS_SAMPLER:
+        raise ValueError(f"`base` must be one of {', '.join(HYPERPARAMS_SAMPLER)}, got {base!r}")
+    ALGORITHMS[name] = algorithm, base
     # One dict, which several modules import
-    rl_zoo3.ALGOS[name] = algorithm  # type: ignore[assignment]
+    rl_zoo3.ALGOS[name] = algorithm
     sample_params = sample_seer_params if issubclass(algorithm, SEERMixin) else sample_with_configured_policy
     HYPERPARAMS_SAMPLER[name] = functools.partial(sample_params, HYPERPARAMS_SAMPLER[base])
     # It leaves our parameters as they are
     HYPERPARAMS_CONVERTER[name] = HYPERPARAMS_CONVERTER[base]
+
+
+for algo, (algorithm, base) in list(ALGORITHMS.items()):
+    add_to_tables(algo, algorithm, base)
 
 # Strings of a YAML file, such as "dict(features_extractor_class=sb3_seer.PixelEncoder)", are evaluated in the first namespace,
 # those after -params in the second
@@ -100,7 +122,10 @@ def init(self: ExperimentManager, args: Any, algo: str, *others: Any, **kwargs: 
     """RL Zoo looks for hyperparameters in its own package and in the working directory; find the files of this package."""
     if algo in ALGORITHMS:
         config = kwargs.get("config")
-        kwargs["config"] = find_config(config) if config else str(default_config(algo))
+        if config:
+            kwargs["config"] = find_config(config)
+        elif default_config(algo).is_file():
+            kwargs["config"] = str(default_config(algo))
         tune_process()
     _init(self, args, algo, *others, **kwargs)
 

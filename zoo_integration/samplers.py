@@ -11,6 +11,18 @@ configured_hyperparams: ContextVar[dict[str, Any]] = ContextVar("configured_hype
 """The configured hyperparameters of the trial that this thread runs."""
 
 
+def without_tau(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """
+    :param function: RL Zoo's sampler or converter for an algorithm with a target network
+    :return: the same for one without
+    """
+
+    def call(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: value for name, value in function(*args, **kwargs).items() if name != "tau"}
+
+    return call
+
+
 def sample_with_configured_policy(
     sample_base_params: Callable[..., dict[str, Any]],
     trial: "optuna.Trial",

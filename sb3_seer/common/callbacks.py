@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_seer.common.warn import warn
 
@@ -73,6 +75,55 @@ class FreezeEncoderCallback(BaseCallback):
         self.model.freeze_encoder()
         if self.verbose >= 1:
             print(f"Encoder frozen after {self.model.num_timesteps} steps")
+
+
+class NoiseScheduleCallback(BaseCallback):
+    """
+    Gaussian exploration noise that falls linearly (DrQ-v2: Yarats et al. 2021, https://arxiv.org/abs/2107.09645, section 3.1).
+
+    It replaces the ``action_noise`` of the algorithm after each rollout. In the ``callback:`` entry of RL Zoo's YAML files::
+
+        callback:
+          - sb3_seer.common.callbacks.NoiseScheduleCallback:
+              end: 100000
+
+    :param initial_std: standard deviation at the start, in units of scaled actions (-1 to 1)
+    :param final_std: standard deviation at the end and later
+    :param end: when it reaches ``final_std``: an integer number of steps (``num_timesteps``), or a float fraction in (0, 1] of
+        the steps of ``learn()``
+    :param verbose: as for any callback
+    :raises ValueError: for another ``end``, or a negative standard deviation
+    """
+
+    def __init__(self, initial_std: float = 1.0, final_std: float = 0.1, end: int | float = 0.2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        for name, std in (("initial_std", initial_std), ("final_std", final_std)):
+            if std < 0:
+                raise ValueError(f"`{name}` must be >= 0, got {std}")
+        is_fraction = isinstance(end, float) and 0 < end <= 1
+        if not is_fraction and (isinstance(end, bool | float) or end < 1):
+            raise ValueError(f"`end` must be an int >= 1 (a number of steps) or a float in (0, 1] (a fraction), got {end!r}")
+        self.initial_std, self.final_std, self.end = initial_std, final_std, end
+
+    def std(self) -> float:
+        """:return: the standard deviation at this step"""
+        progress = min(self.num_timesteps / freeze_step(self.model, self.end), 1.0)
+        return self.initial_std + progress * (self.final_std - self.initial_std)
+
+    def _set_noise(self) -> None:
+        std, n_actions = self.std(), get_action_dim(self.training_env.action_space)
+        noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, std))
+        self.model.action_noise = noise
+        self.logger.record("rollout/noise_std", std)
+
+    def _on_training_start(self) -> None:
+        self._set_noise()
+
+    def _on_rollout_end(self) -> None:
+        self._set_noise()
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def freeze_step(model: Any, freeze_after: int | float) -> int:

@@ -16,7 +16,7 @@ import torch as th
 from sb3_contrib.qrdqn import QRDQN
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.policies import BaseModel, BasePolicy, ContinuousCritic
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,7 +54,8 @@ def find_passes(model: Any) -> Passes | None:
     * DQN, QR-DQN: F = 2, the observations through the online network and the next ones through the target; B = 1.
     * Double Q-learning (Rainbow): F = 3, as the next observations also pass through the online network. With these, the
       formula gives the 45T operations of the paper (SEER, Table 1).
-    * SB3's SAC: each of its five forward passes encodes the images, and its actor's loss goes back through two encoders.
+    * SB3's SAC: each of its five forward passes encodes the images, and its actor's loss goes back through two encoders. With
+      convolutions that actor and critic share, F = 3 and B = 1.
 
     :param model: an off-policy algorithm
     :return: the passes of a gradient step, None if they are not known
@@ -63,6 +64,8 @@ def find_passes(model: Any) -> Passes | None:
     if passes is None and isinstance(model, DQN | QRDQN):
         return Passes(3 if getattr(model, "double_q", False) else 2, 1)
     if passes is None and isinstance(model, SAC):
+        if getattr(model.policy, "tie_convolutions", False):
+            return Passes(3, 1)
         return Passes(3, 1, 2, 0 if model.policy.share_features_extractor else 2)
     return passes
 
@@ -92,7 +95,7 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
         # An actor draws an action: this must not move the random numbers of the training
         with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             with FlopCounterMode(display=False) as whole:
-                network(obs, *(actions if isinstance(network, ContinuousCritic) else []))
+                network(obs, *(actions if name == "critic" else []))
             with FlopCounterMode(display=False) as part:
                 split(extractor).projection(split(extractor).run_trunk(images))
         encoder = part.get_total_flops() // 2

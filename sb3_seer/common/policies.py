@@ -1,9 +1,9 @@
 """The seam between images and latents: networks that take both, and policies that know where their encoder ends."""
 
 import hashlib
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
@@ -79,7 +79,9 @@ class LatentNetwork(BaseModel):
 
     features_extractor: BaseFeaturesExtractor
     latent_index = 0  # which of the N latents this network takes
+    is_target = False
     encoder_frozen = False
+    tied_parameters: Set[nn.Parameter] = frozenset()  # which another network's loss trains
     autocast_dtype: th.dtype | None = None  # for the encoder, None for float32
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
@@ -91,14 +93,17 @@ class LatentNetwork(BaseModel):
         """
         extractor = split(features_extractor)
         if isinstance(obs, Latents):
-            latents, vector_obs = obs.values[:, self.latent_index], obs.vector_obs
+            latents, vector_obs = obs.of(self.latent_index, self.is_target), obs.vector_obs
+            if not th.is_grad_enabled():
+                latents = latents.detach()
         else:
             images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
             if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images)
             with self.autocast():
-                latents = extractor.projection(extractor.run_trunk(images)).float()
+                output = extractor.run_trunk(images)
+                latents = extractor.projection(output.detach() if self.tied_parameters else output).float()
         if vector_obs:
             vector_obs = preprocess_obs(vector_obs, self.observation_space)  # type: ignore[assignment]
         return extractor.features(latents, vector_obs)
@@ -110,18 +115,42 @@ class LatentNetwork(BaseModel):
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """
-        :return: the parameters without a frozen encoder's. SB3 lists them with this method to update a target network,
-            and a Polyak update must leave a frozen encoder out: ``(1 - tau) * x + tau * x`` is not always x
+        :return: the parameters without those that another network's loss trains, and without a frozen encoder's. SB3 lists
+            them with this method for an optimizer and to update a target network, and a Polyak update must leave a frozen
+            encoder out: ``(1 - tau) * x + tau * x`` is not always x
         """
-        if not self.encoder_frozen:
-            return super().parameters(recurse)
-        frozen = {parameter for module in self.encoder_modules() for parameter in module.parameters()}
-        return (parameter for parameter in super().parameters(recurse) if parameter not in frozen)
+        left_out = set(self.tied_parameters)
+        if self.encoder_frozen:
+            left_out.update(parameter for module in self.encoder_modules() for parameter in module.parameters())
+        return (parameter for parameter in super().parameters(recurse) if parameter not in left_out)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle a network whose class ``latent_class()`` made."""
+        made_of = vars(type(self)).get("made_of")
+        return super().__reduce_ex__(protocol) if made_of is None else (_new_network, made_of, self.__dict__)
 
     def encoder_modules(self) -> tuple[nn.Module, nn.Module]:
         """:return: the part of this network that a freeze takes"""
         extractor = split(self.features_extractor)
         return extractor.trunk, extractor.projection
+
+
+@cache
+def latent_class(network_class: type, mixin: type = LatentNetwork) -> type[LatentNetwork]:
+    """
+    :param network_class: class of an actor, a critic or a Q-network
+    :param mixin: what to add to it
+    :return: a subclass whose networks take images or ``Latents``; the class itself if its networks do already
+    """
+    if issubclass(network_class, LatentNetwork):
+        return network_class
+    return type(f"Latent{network_class.__name__}", (mixin, network_class), {"made_of": (network_class, mixin)})
+
+
+def _new_network(network_class: type, mixin: type) -> LatentNetwork:
+    """:return: a network without modules and parameters, to be filled by ``copy`` or ``pickle``"""
+    made = latent_class(network_class, mixin)
+    return made.__new__(made)
 
 
 def _is_equal(tensor: th.Tensor, other: th.Tensor) -> bool:
@@ -171,20 +200,39 @@ class SEERPolicy(BasePolicy):
             else:
                 self.image_space = cropped
         super().__init__(observation_space, *args, **kwargs)
-        for network in self._latent_networks():
-            network.autocast_dtype = ENCODER_DTYPES[encoder_dtype]
 
-    # ---- a policy names its networks ----
+    # ---- the networks ----
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """
+        Build the networks of the SB3 policy, which take latents from then on.
+
+        :param lr_schedule: learning rate schedule
+        """
+        super()._build(lr_schedule)  # type: ignore[misc]  # each policy of SB3 has this method
+        for name, network in self.named_children():
+            if not isinstance(network, BaseModel):
+                continue
+            # As torch.nn.utils.parametrize does: whatever built the network need not know its new class
+            network.__class__ = latent_class(type(network), self._latent_mixin(name))  # type: ignore[arg-type]
+            assert isinstance(network, LatentNetwork)
+            network.observation_space = self.image_space
+            network.is_target = name.endswith("_target")
+            network.autocast_dtype = ENCODER_DTYPES[self.encoder_dtype]
+
+    def _latent_mixin(self, name: str) -> type[LatentNetwork]:
+        """:return: what a network of this name needs to take latents"""
+        return LatentNetwork
 
     @property
-    @abstractmethod
     def encoder_networks(self) -> list[LatentNetwork]:
         """The N networks with their own latent, in the order of their ``latent_index``."""
+        return [network for network in self.children() if isinstance(network, LatentNetwork) and not network.is_target]
 
     @property
-    @abstractmethod
     def target_networks(self) -> list[LatentNetwork]:
         """The target networks of the first ``encoder_networks``."""
+        return [network for network in self.children() if isinstance(network, LatentNetwork) and network.is_target]
 
     # ---- the encoder ----
 
@@ -214,7 +262,7 @@ class SEERPolicy(BasePolicy):
         """
         self.set_training_mode(False)
         with th.no_grad():
-            return self._encode(images, self.encoder_networks).values
+            return th.stack(self._encode(images, self.encoder_networks), dim=1)
 
     def encode_observations(self, observations: Observations) -> th.Tensor:
         """
@@ -224,14 +272,26 @@ class SEERPolicy(BasePolicy):
         tensors, _ = super().obs_to_tensor(observations)
         return self.encode(self.center_crop(tensors))
 
-    def _encode(self, observations: PyTorchObs, networks: list[LatentNetwork], detach_after_first: bool = False) -> Latents:
+    def encode_batch(self, observations: PyTorchObs, next_observations: PyTorchObs) -> tuple[Any, Any]:
+        """
+        Encode a batch for a gradient step, if networks share convolutions.
+
+        :param observations: augmented images; of ``Dict`` observations, by key, with the other keys
+        :param next_observations: as ``observations``
+        :return: latents of both, or the same observations: each network encodes for itself
+        """
+        return observations, next_observations
+
+    def _encode(
+        self, observations: PyTorchObs, networks: Sequence[LatentNetwork], detach_after_first: bool = False
+    ) -> list[th.Tensor]:
         """
         :param observations: batch of augmented images; of ``Dict`` observations, by key, with or without the other keys
         :param networks: networks to encode for
         :param detach_after_first: whether only the first network's loss trains a trunk that several share
-        :return: latents of shape ``(batch_size, len(networks), L)``
+        :return: latents of each network, shape ``(batch_size, L)``
         """
-        images, vector_obs = separate(observations, self.image_space)
+        images, _ = separate(observations, self.image_space)
         extractor = split(networks[0].features_extractor)
         images = channels_last(images) if takes_channels_last(extractor) else map_parts(th.Tensor.contiguous, images)
         images = preprocess_images(images, self.image_space, self.normalize_images)
@@ -243,12 +303,9 @@ class SEERPolicy(BasePolicy):
                 if extractor.trunk not in outputs:
                     outputs[extractor.trunk] = extractor.run_trunk(images)
                 output = outputs[extractor.trunk]
-                latents.append(extractor.projection(output.detach() if detach_after_first and latents else output))
-        return Latents(th.stack(latents, dim=1).float(), vector_obs)  # (batch_size, n_networks, L)
-
-    def _latent_networks(self) -> list[LatentNetwork]:
-        """:return: all networks, including targets and networks that take another's latent"""
-        return [module for module in self.modules() if isinstance(module, LatentNetwork)]
+                latent = extractor.projection(output.detach() if detach_after_first and latents else output)
+            latents.append(latent.float())
+        return latents
 
     def freeze_encoder(self) -> None:
         """
@@ -258,9 +315,10 @@ class SEERPolicy(BasePolicy):
         for network, target in zip(self.encoder_networks, self.target_networks, strict=False):
             target.load_state_dict(network.state_dict())
         frozen: set[nn.Module] = set()
-        for network in self._latent_networks():
-            network.encoder_frozen = True
-            frozen.update(network.encoder_modules())
+        for child in self.children():
+            if isinstance(child, LatentNetwork):
+                child.encoder_frozen = True
+                frozen.update(child.encoder_modules())
         for module in frozen:
             # The parameters stay in the optimizer's groups, so that its saved state can be loaded.
             # It does not step parameters without a gradient.
@@ -309,7 +367,7 @@ class SEERPolicy(BasePolicy):
             images, vector_obs = separate(observation, self.observation_space)
             same = map_parts(_is_equal, images, self._cached[0])
             if all(same.values()) if isinstance(same, dict) else same:
-                observation = Latents(self._cached[1], vector_obs)  # type: ignore[assignment]
+                observation = Latents(self._cached[1].unbind(dim=1), vector_obs)  # type: ignore[assignment]
         return super()._predict(observation, deterministic)  # type: ignore[safe-super]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,41 +1,12 @@
-"""What DQN, QR-DQN and Rainbow share: a policy of one network and its target, and updates with one loss."""
+"""What DQN, QR-DQN and Rainbow share: updates with one loss, weighted by priorities."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples, is_prioritized
-
-
-class SEERQPolicy(SEERPolicy):
-    """
-    Mixin for a policy with one network and its target. Parameters as for the SB3 class, and :class:`SEERPolicy`.
-
-    A subclass names its ``network_class``, and its network if that is not ``q_net``.
-    """
-
-    network_class: ClassVar[type[LatentNetwork]]
-    network_name: ClassVar[str] = "q_net"
-    net_args: dict[str, Any]
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        self.net_args["observation_space"] = self.image_space
-        super()._build(lr_schedule)  # type: ignore[misc]
-
-    def make_q_net(self) -> Any:
-        return self.network_class(**self._update_features_extractor(self.net_args)).to(self.device)
-
-    @property
-    def encoder_networks(self) -> list[LatentNetwork]:
-        return [getattr(self, self.network_name)]
-
-    @property
-    def target_networks(self) -> list[LatentNetwork]:
-        return [getattr(self, f"{self.network_name}_target")]
 
 
 class WeightedUpdates(OffPolicyAlgorithm):
@@ -47,6 +18,7 @@ class WeightedUpdates(OffPolicyAlgorithm):
     An algorithm without its own ``train()`` calls ``_train_on_losses()`` in both cases.
     """
 
+    uses_priorities = True
     max_grad_norm: Any  # float, or None where the algorithm allows it
 
     @abstractmethod

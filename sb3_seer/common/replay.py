@@ -1,5 +1,6 @@
 """The replay buffer: images until the encoder is frozen, latents from then on."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,8 @@ class LatentReplayBuffer(ReplayBuffer):
         self.latent_dtype, self.max_latent_buffer_size = latent_dtype, max_latent_buffer_size
         self.sample_positives = sample_positives
         self.prioritized = prioritized
+        # The policy's, during train(): from images of a batch to what the networks are given in their place
+        self.encode_batch: Callable[[Any, Any], tuple[Any, Any]] | None = None
         self.priorities: Priorities | None = None
 
         self.buffer_size = max(int(buffer_size) // self.n_envs, 1)
@@ -341,15 +344,19 @@ class LatentReplayBuffer(ReplayBuffer):
         last_slots = slots if last_rows is rows else self._slots(last_rows)
         if isinstance(self.store, LatentStore):
             latents, next_latents = self._sample_latents(self.store, slots, last_slots, envs, n_views)
-            fields["observations"] = Latents(latents, vector_obs)
-            fields["next_observations"] = Latents(next_latents, next_vector_obs)
+            fields["observations"] = Latents(latents.unbind(dim=1), vector_obs)
+            fields["next_observations"] = Latents(next_latents.unbind(dim=1), next_vector_obs)
         else:
             assert self.store is not None
             frames = self.store.observations(slots, envs)
             images = self._augment(frames, n_views)
             next_images = self._augment(self.store.next_observations(last_slots, envs), n_views)
-            fields["observations"] = {**images, **vector_obs} if self.layout.is_dict else images
-            fields["next_observations"] = {**next_images, **next_vector_obs} if self.layout.is_dict else next_images
+            batch = (images, next_images)
+            if self.layout.is_dict:
+                batch = ({**images, **vector_obs}, {**next_images, **next_vector_obs})
+            fields["observations"], fields["next_observations"] = (
+                batch if self.encode_batch is None else self.encode_batch(*batch)
+            )
         if self.priorities is not None:
             fields["indices"] = np.tile(indices, n_views)
         if self.sample_positives:

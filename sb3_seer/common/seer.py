@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -34,6 +34,8 @@ from sb3_seer.common.save_util import replacing
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.warn import warn
+
+SelfSEER = TypeVar("SelfSEER", bound="SEERMixin")
 
 # By a part of the name of a replay buffer: what to use instead with images
 OTHER_BUFFERS = {
@@ -144,6 +146,7 @@ class SEERMixin(OffPolicyAlgorithm):
             load_pretrained(self.policy, self.pretrained_encoder, self.pretrained_part)
             self._pretrained = True
 
+        self._check_priorities()
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
             self._check_capacity(self.replay_buffer)
@@ -180,6 +183,15 @@ class SEERMixin(OffPolicyAlgorithm):
             bases = (base for base in self.policy_class.__mro__ if issubclass(base, BasePolicy))
             self.policy_class = next(base for base in bases if not issubclass(base, SEERPolicy))
         super()._setup_model()
+        self._check_priorities()
+
+    def _check_priorities(self) -> None:
+        """:raises ValueError: for a prioritised replay buffer, if the updates have no weights and no priorities"""
+        if is_prioritized(self.replay_buffer) and not getattr(self, "uses_priorities", False):
+            raise ValueError(
+                f"`replay_buffer_class` and `replay_buffer_kwargs` must be without priorities, got "
+                f"{type(self.replay_buffer).__name__}: the updates of {type(self).__name__} do not use them"
+            )
 
     def _check_arguments(self) -> None:
         """:raises ValueError: for arguments that are not allowed with images"""
@@ -325,6 +337,29 @@ class SEERMixin(OffPolicyAlgorithm):
 
     # ---- learning ----
 
+    def learn(
+        self: SelfSEER,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSEER:
+        """
+        Learn, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.learn`.
+
+        :param total_timesteps: number of steps of the environments
+        :param callback: callbacks called at every step
+        :param log_interval: episodes between two logs
+        :param tb_log_name: name of the run for TensorBoard, None for the name of the class
+        :param reset_num_timesteps: whether to count steps from 0 again
+        :param progress_bar: whether to show a progress bar
+        :return: the trained model
+        """
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if isinstance(self.replay_buffer, LatentReplayBuffer):
             self._check_latents()
@@ -357,6 +392,23 @@ class SEERMixin(OffPolicyAlgorithm):
         if has_encoder and find_passes(self) is not None and not has_callback(callback, FlopsCallback):
             callback = [*callback, FlopsCallback()]
         return super()._init_callback(callback, progress_bar)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        The updates of the SB3 class. A policy whose networks share convolutions encodes each batch before them.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions in a batch
+        """
+        buffer = self.replay_buffer
+        if not isinstance(buffer, LatentReplayBuffer):
+            super().train(gradient_steps, batch_size)
+            return
+        buffer.encode_batch = self.policy.encode_batch
+        try:
+            super().train(gradient_steps, batch_size)
+        finally:
+            buffer.encode_batch = None
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)

@@ -1,9 +1,9 @@
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch import nn
 from torch.nn import functional as F
@@ -19,8 +19,6 @@ from sb3_seer.curl.policies import (
     SEERCURLPolicy,
 )
 from sb3_seer.sac import SEERSAC
-
-SelfSEERCURL = TypeVar("SelfSEERCURL", bound="SEERCURL")
 
 
 def contrastive_loss(anchors: th.Tensor, keys: th.Tensor, weight: th.Tensor) -> th.Tensor:
@@ -210,14 +208,3 @@ class SEERCURL(SEERSAC):
         self.critic.optimizer.step()
         self.cpc_optimizer.step()
         logs["cpc_loss"].append(cpc_loss.detach())
-
-    def learn(
-        self: SelfSEERCURL,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SEERCURL",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEERCURL:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

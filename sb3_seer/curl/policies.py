@@ -1,10 +1,13 @@
+from typing import Any
+
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import CnnPolicy as SB3CnnPolicy
 from stable_baselines3.sac.policies import MlpPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 
-from sb3_seer.sac.policies import LatentCritic, SEERSACPolicy, split_parameters
+from sb3_seer.common.extractors import SplitExtractor, split
+from sb3_seer.sac.policies import SEERSACPolicy, split_parameters
 
 __all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
 
@@ -21,19 +24,30 @@ class SEERCURLPolicy(SEERSACPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         for network in (self.actor, self.critic):
-            trained = {parameter for group in network.optimizer.param_groups for parameter in group["params"]}
-            groups = [
-                dict(params=[parameter for parameter in part if parameter in trained]) for part in split_parameters(network)
-            ]
+            groups = [dict(params=part) for part in split_parameters(network)]
             network.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def contrastive_features(self, critic: LatentCritic, images: PyTorchObs) -> th.Tensor:
+    def contrastive_features(self, critic: Any, images: PyTorchObs) -> th.Tensor:
         """
         :param critic: the critic, or the target critic
         :param images: augmented images, shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-        :return: see ``image_features()``, shape ``(batch_size, n_features)``
+        :return: features of the images alone, shape ``(batch_size, n_image_features)``: in a contrastive loss, the other keys
+            of a ``Dict`` would tell an observation from all others at once
         """
-        return self.image_features(critic, self._encode(images, [critic]))
+        (latents,) = self._encode(images, [critic])
+        return self._image_features(critic, latents)
+
+    @property
+    def n_image_features(self) -> int:
+        """numbers in the ``contrastive_features`` of an observation"""
+        _, latent_dim = self.latent_shape
+        with th.no_grad():
+            return self._image_features(self.critic_target, th.zeros(1, latent_dim, device=self.device)).shape[1]
+
+    @staticmethod
+    def _image_features(critic: Any, latents: th.Tensor) -> th.Tensor:
+        extractor = split(critic.features_extractor)
+        return extractor.head(latents) if isinstance(extractor, SplitExtractor) else latents
 
 
 class CnnPolicy(SEERCURLPolicy, SB3CnnPolicy):

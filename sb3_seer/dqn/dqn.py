@@ -1,8 +1,7 @@
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
@@ -10,8 +9,6 @@ from sb3_seer.common.priorities import PrioritizedReplayBufferSamples
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-SelfSEERDQN = TypeVar("SelfSEERDQN", bound="SEERDQN")
 
 
 class SEERDQN(SEERMixin, WeightedUpdates, DQN):
@@ -40,14 +37,3 @@ class SEERDQN(SEERMixin, WeightedUpdates, DQN):
         q_values = self.q_net(batch.observations).gather(dim=1, index=batch.actions.long())  # [batch_size, 1]
         losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")
         return losses.squeeze(dim=1), (target_q_values - q_values).abs().squeeze(dim=1)
-
-    def learn(
-        self: SelfSEERDQN,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SEERDQN",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEERDQN:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

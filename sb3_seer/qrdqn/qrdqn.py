@@ -1,17 +1,14 @@
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch as th
 from sb3_contrib.common.utils import quantile_huber_loss
 from sb3_contrib.qrdqn import QRDQN
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_seer.common.priorities import PrioritizedReplayBufferSamples
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.qrdqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-SelfSEERQRDQN = TypeVar("SelfSEERQRDQN", bound="SEERQRDQN")
 
 
 class SEERQRDQN(SEERMixin, WeightedUpdates, QRDQN):
@@ -44,14 +41,3 @@ class SEERQRDQN(SEERMixin, WeightedUpdates, QRDQN):
         # The loss is a mean over the batch: each transition is a batch of one
         losses = th.vmap(quantile_huber_loss)(quantiles.unsqueeze(1), target_quantiles.unsqueeze(1))
         return losses, losses
-
-    def learn(
-        self: SelfSEERQRDQN,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SEERQRDQN",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEERQRDQN:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,15 +1,12 @@
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.rainbow.rainbow import Rainbow
 from sb3_seer.rainbow.seer_policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-SelfSEERRainbow = TypeVar("SelfSEERRainbow", bound="SEERRainbow")
 
 
 class SEERRainbow(SEERMixin, Rainbow):
@@ -37,14 +34,3 @@ class SEERRainbow(SEERMixin, Rainbow):
         kwargs = self._priority_kwargs(LatentReplayBuffer)
         given = {name: value for name, value in kwargs.items() if name not in self.replay_buffer_kwargs}
         return super()._make_replay_buffer(augmentation, **given, **overrides)
-
-    def learn(
-        self: SelfSEERRainbow,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SEERRainbow",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEERRainbow:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

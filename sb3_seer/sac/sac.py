@@ -1,15 +1,13 @@
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.sac import SAC
-from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer.common.flops import Passes
@@ -18,8 +16,6 @@ from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy, split_parameters
-
-SelfSEERSAC = TypeVar("SelfSEERSAC", bound="SEERSAC")
 
 
 class SEERSAC(SEERMixin, SAC):
@@ -113,15 +109,15 @@ class SEERSAC(SEERMixin, SAC):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if is_prioritized(self.replay_buffer) and not isinstance(self.policy, SEERSACPolicy):
-            raise ValueError(
-                f"`replay_buffer_class` must be one of SB3's replay buffers or None without images, got "
-                f"{type(self.replay_buffer).__name__}: SB3's SAC has no priorities"
-            )
         if self.ent_coef_optimizer is not None and isinstance(self.policy, SEERSACPolicy):
             beta1, beta2 = self.ent_coef_betas
             assert self.log_ent_coef is not None
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.ent_coef_lr_schedule(1), betas=(beta1, beta2))
+
+    @property
+    def uses_priorities(self) -> bool:
+        """whether the updates weight transitions and set priorities"""
+        return isinstance(self.policy, SEERSACPolicy)
 
     @property
     def flops_passes(self) -> Passes | None:
@@ -164,7 +160,7 @@ class SEERSAC(SEERMixin, SAC):
             batch = replay_buffer.sample(batch_size, env=self._vec_normalize_env, **views)
             discounts = batch.discounts if batch.discounts is not None else self.gamma
             weights = batch.weights if prioritized else 1.0
-            latents, next_latents, target_latents = self.policy.encode_batch(batch.observations, batch.next_observations)
+            latents, next_latents = self.policy.encode_batch(batch.observations, batch.next_observations)
 
             if self.use_sde:
                 self.actor.reset_noise()
@@ -172,13 +168,13 @@ class SEERSAC(SEERMixin, SAC):
             logs["ent_coef"].append(ent_coef.mean())
             if update_actor := self._is_due(self.actor_update_freq):
                 latents_pi = latents.first(batch_size)  # one view is enough for the actor, as in DrQ's code
-                actions_pi, log_prob = self.actor.action_log_prob(latents_pi)  # type: ignore[arg-type]
+                actions_pi, log_prob = self.actor.action_log_prob(latents_pi)
                 self._update_ent_coef(log_prob, logs)
 
             with th.no_grad():
                 # Soft value of the next observation, the smallest of the target critics': (n_views * batch_size, 1)
-                next_actions, next_log_prob = self.actor.action_log_prob(next_latents)  # type: ignore[arg-type]
-                next_q_values = self._min_q_value(self.critic_target, target_latents, next_actions)
+                next_actions, next_log_prob = self.actor.action_log_prob(next_latents)
+                next_q_values = self._min_q_value(self.critic_target, next_latents, next_actions)
                 next_values = next_q_values - ent_coef * next_log_prob.reshape(-1, 1)
                 if self.n_views > 1:  # their mean for every view of a transition, DrQ equation 1
                     next_values = next_values.reshape(self.n_views, batch_size, 1).mean(dim=0).repeat(self.n_views, 1)
@@ -190,17 +186,16 @@ class SEERSAC(SEERMixin, SAC):
             )
             assert isinstance(critic_loss, th.Tensor)
             logs["critic_loss"].append(critic_loss.detach())
-            # Each loss computes the gradient of its own parameters only: here of the critics and the encoder...
             self.critic.optimizer.zero_grad()
-            critic_loss.backward(inputs=_trainable(self.critic.parameters()))
+            critic_loss.backward()
             self.critic.optimizer.step()
 
             if update_actor:
-                q_values_pi = self._min_q_value(self.critic, latents_pi.detach(), actions_pi)
+                q_values_pi = self._min_q_value(self.critic, latents_pi, actions_pi)
                 actor_loss = (ent_coef * log_prob.reshape(-1, 1) - q_values_pi).mean()
                 self.actor.optimizer.zero_grad()
-                # ... and here of what the actor does not have from the critic
-                actor_loss.backward(inputs=_trainable(self.policy.actor_parameters()))
+                # Without the gradient of the critics, which no optimizer would use
+                actor_loss.backward(inputs=[p for p in self.actor.parameters() if p.requires_grad])
                 self.actor.optimizer.step()
                 logs["actor_loss"].append(actor_loss.detach())
 
@@ -267,19 +262,3 @@ class SEERSAC(SEERMixin, SAC):
     def _min_q_value(critic: ContinuousCritic, latents: Latents, actions: th.Tensor) -> th.Tensor:
         """:return: the smallest of the critics' values of the actions, shape ``(batch_size, 1)``"""
         return th.cat(critic(latents, actions), dim=1).min(dim=1, keepdim=True).values
-
-    def learn(
-        self: SelfSEERSAC,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SEERSAC",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEERSAC:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """:return: parameters with ``requires_grad``"""
-    return [parameter for parameter in parameters if parameter.requires_grad]

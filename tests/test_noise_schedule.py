@@ -1,0 +1,56 @@
+"""Exploration noise that falls over a schedule, as in DrQ-v2."""
+
+import numpy as np
+import pytest
+from stable_baselines3 import TD3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_seer import SEERTD3
+from sb3_seer.common.callbacks import NoiseScheduleCallback
+from tests.helpers import DialEnv, make_model
+
+
+class Recorder(BaseCallback):
+    """Notes the standard deviation with which each rollout explores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stds: list[float] = []
+
+    def _on_step(self) -> bool:
+        noise = self.locals["action_noise"]
+        noise = getattr(noise, "noises", [noise])[0]
+        self.stds.append(float(noise._sigma[0]))
+        assert noise._sigma.shape == self.training_env.action_space.shape
+        return True
+
+
+@pytest.mark.parametrize("end, last", [(50, 50), (0.25, 25)])
+def test_the_noise_falls_linearly_to_its_last_value(end, last):
+    model, recorder = make_model(SEERTD3, freeze_after=None, learning_starts=1000), Recorder()
+    model.learn(100, callback=[NoiseScheduleCallback(1.0, 0.1, end=end), recorder])
+    expected = 1.0 - 0.9 * np.minimum(np.arange(100) / last, 1.0)
+    np.testing.assert_allclose(recorder.stds, expected)
+
+
+def test_several_environments_and_an_algorithm_without_seer():
+    model = TD3("MlpPolicy", make_vec_env("Pendulum-v1", n_envs=2), learning_starts=1000, train_freq=5, device="cpu")
+    recorder = Recorder()
+    model.learn(40, callback=[NoiseScheduleCallback(0.5, 0.0, end=20), recorder])
+    assert recorder.stds == pytest.approx([0.5] * 5 + [0.25] * 5 + [0.0] * 10)
+
+
+@pytest.mark.parametrize("kwargs", [dict(end=0), dict(end=1.5), dict(end=True), dict(initial_std=-1), dict(final_std=-0.1)])
+def test_values_that_are_refused(kwargs):
+    (name,) = kwargs
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        NoiseScheduleCallback(**kwargs)
+
+
+def test_it_is_saved_and_goes_on_with_the_model(tmp_path):
+    model = make_model(SEERTD3, freeze_after=30).learn(20, callback=NoiseScheduleCallback(end=40))
+    model.save(tmp_path / "model")
+    loaded, recorder = SEERTD3.load(tmp_path / "model", env=DialEnv(), device="cpu"), Recorder()
+    loaded.learn(10, callback=[NoiseScheduleCallback(end=40), recorder], reset_num_timesteps=False)
+    np.testing.assert_allclose(recorder.stds, 1.0 - 0.9 * np.arange(20, 30) / 40)
