@@ -1,6 +1,7 @@
 from sb3_seer.common.callbacks import FreezeEncoderCallback
 from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder
 from sb3_seer.common.extractors import SplitExtractor
+from sb3_seer.common.pretrained import PretrainedEncoder
 from sb3_seer.common.priorities import PrioritizedReplayBuffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.crossq import SEERCrossQ
@@ -26,6 +27,7 @@ __all__ = [
     "ImpalaCNN",
     "LatentReplayBuffer",
     "PixelEncoder",
+    "PretrainedEncoder",
     "PrioritizedReplayBuffer",
     "Rainbow",
     "SEERCrossQ",

@@ -37,6 +37,7 @@ class SplitExtractor(BaseFeaturesExtractor):
     trunk: nn.Module
     projection: nn.Module
     head: nn.Module
+    is_trained = False  # whether its encoder was trained before, and may be frozen before its first gradient step
 
     def __init__(self, observation_space: gym.Space, latent_dim: int, features_dim: int | None = None) -> None:
         super().__init__(observation_space, latent_dim if features_dim is None else features_dim)

@@ -299,7 +299,9 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.encoder_frozen:
             return
         self._check_capacity(self.replay_buffer)
-        if self._n_updates == 0 and not self._pretrained:
+        networks = self.policy.encoder_networks
+        is_trained = self._pretrained or all(getattr(net.features_extractor, "is_trained", False) for net in networks)
+        if self._n_updates == 0 and not is_trained:
             warn(
                 f"The encoder is frozen at step {self.num_timesteps}, before its first gradient step: "
                 f"freeze_after should be larger than learning_starts={self.learning_starts}"

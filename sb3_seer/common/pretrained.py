@@ -1,0 +1,172 @@
+"""Encoders that were trained elsewhere: any torch module from images to vectors."""
+
+import copy
+import importlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_seer.common.extractors import SplitExtractor
+
+# Of ImageNet, for pixels from 0 to 1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PretrainedEncoder(SplitExtractor):
+    """
+    Encoder that was trained elsewhere, for ``freeze_after=0``: no image is ever stored. A later freeze trains it until then.
+
+    Frames of a stack are encoded one by one, as the module was trained on single images; their outputs side by side are the
+    latent. A layer normalisation is the head: the outputs of a module may have any scale.
+
+    :param observation_space: (channels-first) space of images of bytes
+    :param module: maps float images of shape ``(batch_size, channels, height, width)`` to vectors or feature maps. A torch
+        module, which is copied; or, for YAML files, ``"timm:NAME"`` for a model of the library timm without its classifier,
+        or ``"package.module:NAME"`` for a function or class that returns the module
+    :param module_kwargs: arguments of what is named
+    :param weights: file of the module's ``state_dict``, by ``torch.save`` or safetensors (by its suffix); None for the weights
+        that it has. Nothing is downloaded. The file is read whenever a model is made, also when a saved one is loaded
+    :param input_size: height and width to which images are resized; None to leave them as they are
+    :param mean: mean of each channel of the images that the module was trained on, for pixels from 0 to 1; None for 0
+    :param std: their standard deviation; None for 1
+    :param n_stack: frames in an observation
+    :raises ValueError: for images that are not bytes; for an unknown name; for weights that do not fit; for a module whose
+        output is not the same twice in evaluation mode
+    :raises ImportError: if a package that is named is not installed
+    """
+
+    is_trained = True
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        module: nn.Module | str,
+        module_kwargs: Mapping[str, Any] | None = None,
+        weights: str | pathlib.Path | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = IMAGENET_MEAN,
+        std: Sequence[float] | None = IMAGENET_STD,
+        n_stack: int = 1,
+    ) -> None:
+        if not is_image_space(observation_space):
+            raise ValueError(f"`observation_space` must have images of bytes (uint8 from 0 to 255), got {observation_space}")
+        channels, height, width = observation_space.shape
+        if channels % n_stack != 0:
+            raise ValueError(f"`n_stack` must divide the {channels} channels of an observation, got {n_stack}")
+        module = make_module(module, **(module_kwargs or {})) if isinstance(module, str) else copy.deepcopy(module)
+        if weights is not None:
+            load_weights(module, weights)
+        size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        trunk = _Frames(module, n_stack, channels // n_stack, size, mean, std)
+        super().__init__(observation_space, n_stack * _check_module(trunk, (channels // n_stack, height, width)))
+        self.trunk = trunk
+        self.projection = nn.Identity()
+        self.head = nn.LayerNorm(self.latent_dim)
+
+
+class _Frames(nn.Module):
+    """Applies a module to each frame of a stack: resized, normalised, and its output flattened."""
+
+    mean: th.Tensor
+    std: th.Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        n_stack: int,
+        n_channels: int,
+        size: tuple[int, int] | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> None:
+        super().__init__()
+        self.module, self.n_stack, self.size = module, n_stack, size
+        for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
+            values = [default] * n_channels if values is None else list(values)
+            if len(values) != n_channels:
+                raise ValueError(f"`{name}` must be None or have a number for each of {n_channels} channels, got {values}")
+            self.register_buffer(name, th.tensor(values).reshape(1, n_channels, 1, 1))
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        """
+        :param images: pixels from 0 to 1, shape ``(batch_size, n_stack * channels, height, width)``
+        :return: shape ``(batch_size, n_stack * n_outputs)``
+        """
+        frames = images.reshape(len(images) * self.n_stack, -1, *images.shape[2:])
+        if self.size is not None and tuple(frames.shape[2:]) != self.size:
+            frames = F.interpolate(frames, self.size, mode="bilinear", antialias=True)
+        return self.module((frames - self.mean) / self.std).reshape(len(images), -1)
+
+
+def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:
+    """:return: numbers that the module makes of a frame"""
+    module = trunk.module
+    module.eval()
+    with th.no_grad(), th.random.fork_rng(devices=[]):  # the random numbers of the training stay as they are
+        stack = th.rand(1, *frame_shape).repeat(1, trunk.n_stack, 1, 1)
+        outputs = [trunk(stack) for _ in range(2)]
+    if not th.equal(*outputs):
+        raise ValueError(
+            f"`module` must give the same output twice in evaluation mode, got a {type(module).__name__} that does not: "
+            "a stored latent would not be that of its image"
+        )
+    return outputs[0].shape[1] // trunk.n_stack
+
+
+def make_module(name: str, **kwargs: Any) -> nn.Module:
+    """
+    :param name: ``"timm:NAME"`` or ``"package.module:NAME"``
+    :param kwargs: arguments of what is named
+    :return: the module
+    :raises ValueError: for an unknown name, or if it is not the name of what makes a torch module
+    :raises ImportError: if the package is not installed
+    """
+    package, colon, attribute = name.partition(":")
+    if not (package and colon and attribute):
+        raise ValueError(f'`module` must be a torch module, "timm:NAME" or "package.module:NAME", got {name!r}')
+    try:
+        library = importlib.import_module(package)
+    except ImportError as error:
+        remedy = 'pip install "sb3_seer[pretrained]"' if package == "timm" else f"is {package} installed?"
+        raise ImportError(f"`module` {name!r} needs {package}, which cannot be imported ({error}): {remedy}") from error
+    if package == "timm":
+        if attribute not in library.list_models():
+            similar = ", ".join(library.list_models(f"*{attribute[:6]}*")[:10]) or "see timm.list_models()"
+            raise ValueError(f"`module` must be a model of timm {library.__version__}, got {attribute!r}. Similar: {similar}")
+        return library.create_model(attribute, pretrained=False, **{"num_classes": 0, **kwargs})
+    if not hasattr(library, attribute):
+        raise ValueError(f"`module` must be in {package} ({library.__file__}), got {attribute!r}, which is not")
+    module = getattr(library, attribute)(**kwargs)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"`module` must be what makes a torch module, got {name!r}, which makes a {type(module).__name__}")
+    return module
+
+
+def load_weights(module: nn.Module, path: str | pathlib.Path) -> None:
+    """
+    Load weights after checking all names and shapes. Those of a classifier that the module does not have are left out.
+
+    :param module: changed in place
+    :param path: file of a ``state_dict``
+    :raises FileNotFoundError: if there is no such file
+    :raises ValueError: if a weight is missing there, or has another shape
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        saved = importlib.import_module("safetensors.torch").load_file(path)
+    else:
+        saved = th.load(path, map_location="cpu", weights_only=True)
+    weights = module.state_dict()
+    for name, tensor in weights.items():
+        if name not in saved:
+            raise ValueError(f"`weights` must have all weights of the module, got {str(path)!r} without {name}")
+        if saved[name].shape != tensor.shape:
+            there, here = tuple(saved[name].shape), tuple(tensor.shape)
+            raise ValueError(f"`weights` must fit the module, got {str(path)!r} with {name} of {there}, and {here} here")
+    module.load_state_dict({name: saved[name] for name in weights})
