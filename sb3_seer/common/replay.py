@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
+from torch.utils.data import Dataset
 
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
 from sb3_seer.common.memory import MemoryPlan
@@ -416,6 +417,13 @@ class LatentReplayBuffer(ReplayBuffer):
         arrays: Any = self._normalize_obs({key: array[rows, envs, which] for key, array in self.vector_obs.items()}, env)
         return {key: _repeat(self.to_torch(array), n_views) for key, array in arrays.items()}
 
+    def latents_dataset(self) -> "LatentsDataset":
+        """
+        :return: the stored transitions as a data set, to train a model on latents offline
+        :raises ValueError: in the images stage
+        """
+        return LatentsDataset(self)
+
     # ---- memory, and the switch of stage ----
 
     @property
@@ -535,6 +543,57 @@ class LatentReplayBuffer(ReplayBuffer):
             self.layout.to_images(images.observations(self._slots(some // self.n_envs), some % self.n_envs))
             for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS))
         )
+
+
+class LatentsDataset(Dataset[dict[str, th.Tensor]]):
+    """
+    The transitions of a replay buffer in the latents stage, for a ``DataLoader``: of the first env from the oldest to the
+    newest, then of the second... It is a view: items change when transitions are added to the buffer.
+
+    An item has ``latents`` and ``next_latents`` of shape ``(K, N, L)``, in float32; ``actions``, ``rewards``, ``dones`` (of
+    terminations alone) and ``timeouts``; ``continues``, whether the next item goes on from ``next_latents``; and of ``Dict``
+    observations ``vector_obs`` and ``next_vector_obs``, by key. One step, not n, and not normalised.
+
+    :param buffer: with at least one transition
+    :raises ValueError: if it has images, or no transition
+    """
+
+    def __init__(self, buffer: LatentReplayBuffer):
+        if not isinstance(buffer.store, LatentStore) or buffer.size() == 0:
+            raise ValueError(f"`buffer` must hold latents, got {buffer.size()} transitions in the stage {buffer.stage!r}")
+        self.buffer = buffer
+
+    def __len__(self) -> int:
+        return self.buffer.size() * self.buffer.n_envs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """
+        :param index: from 0 (or negative, from the end)
+        :return: the transition
+        """
+        buffer, store = self.buffer, self.buffer.store
+        assert isinstance(store, LatentStore)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"`index` must be from 0 to {len(self) - 1}, got {index}")
+        env, step = divmod(index % len(self), buffer.size())
+        row = (buffer.pos - buffer.size() + step) % buffer.buffer_size
+        slot = int(buffer._slots(np.array(row)))
+        n_copies = buffer.encoder.n_augmentations
+        place = np.full(n_copies, slot), np.full(n_copies, env), np.arange(n_copies)
+        timeout = buffer.timeouts[row, env]
+        item: dict[str, Any] = dict(
+            latents=buffer.encoder.decode(store.latents(*place)),
+            next_latents=buffer.encoder.decode(store.next_latents(*place)),
+            actions=buffer.to_torch(buffer.actions[row, env]),
+            rewards=buffer.to_torch(buffer.rewards[row, env]),
+            dones=buffer.to_torch(buffer.dones[row, env] * (1 - timeout)),
+            timeouts=buffer.to_torch(timeout),
+            continues=buffer.to_torch(store.is_linked[slot, env]),
+        )
+        if buffer.vector_obs:
+            item["vector_obs"] = {key: buffer.to_torch(array[row, env, 0]) for key, array in buffer.vector_obs.items()}
+            item["next_vector_obs"] = {key: buffer.to_torch(array[row, env, 1]) for key, array in buffer.vector_obs.items()}
+        return item
 
 
 def _repeat(tensor: th.Tensor, n_views: int) -> th.Tensor:
