@@ -21,6 +21,7 @@ from sb3_seer.common.actor_critic import SEERActorCriticPolicy
 from sb3_seer.common.flops import find_passes
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.seer import SEERMixin
+from sb3_seer.common.type_aliases import Latents
 from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, train_on
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_algorithm.py"
@@ -94,7 +95,8 @@ def make_model(algorithm: Any, **kwargs: Any) -> Any:
     settings: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")
     policy_kwargs = dict(features_extractor_class=TinyEncoder, net_arch=[16])
     env = LightEnv() if issubclass(algorithm, DQN) else DialEnv()
-    return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**settings, **kwargs})
+    policy = kwargs.pop("policy", "CnnPolicy")
+    return algorithm(policy, env, policy_kwargs=policy_kwargs, **{**settings, **kwargs})
 
 
 def test_it_learns_through_the_freeze_and_resumes(algorithm, tmp_path):
@@ -133,6 +135,44 @@ def test_latents_stand_for_images(algorithm):
 def test_operations_are_counted_where_they_are_known(algorithm):
     """A variant of DQN or SAC has their passes; another one is trained without the count."""
     assert (find_passes(make_model(algorithm)) is None) == (algorithm.__name__ == "MySEERDDPG")
+
+
+class TwoNetworks(DQNCnnPolicy):
+    """Clipped double Q-learning has a second network, with a target of its own."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.second, self.second_target = self.make_q_net(), self.make_q_net()
+        self.second_target.load_state_dict(self.second.state_dict())
+
+
+class SEERTwoNetworks(SEERPolicy, TwoNetworks):
+    pass
+
+
+def test_each_network_has_its_own_latent():
+    model = make_model(SEERSarsa, policy=SEERTwoNetworks, freeze_after=None).learn(5)
+    images = th.randint(0, 256, (3, 1, 16, 16), dtype=th.uint8)
+    policy = model.policy
+    assert policy.encoder_networks == [policy.q_net, policy.second]
+    model.freeze_encoder()
+    latents = Latents(policy.encode(images).unbind(dim=1))
+    for network in (policy.q_net, policy.second, policy.q_net_target, policy.second_target):
+        th.testing.assert_close(network(latents), network(images), rtol=1e-5, atol=1e-6)
+    assert not th.equal(*latents.by_network)
+
+
+def test_an_actor_critic_policy_with_other_networks_is_refused():
+    class TwoCritics(SACCnnPolicy):
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            self.second_critic = self.make_critic()
+
+    class SEERTwoCritics(SEERActorCriticPolicy, TwoCritics):
+        pass
+
+    with pytest.raises(ValueError, match="must be actor, critic and their targets, got second_critic"):
+        make_model(SEERBilinearSAC, policy=SEERTwoCritics)
 
 
 def test_rl_zoo_trains_it(forget_registrations, tmp_path, monkeypatch, capsys):

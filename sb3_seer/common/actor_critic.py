@@ -63,6 +63,7 @@ class SEERActorCriticPolicy(SEERPolicy):
         https://arxiv.org/abs/2004.13649, appendix), in place of PyTorch's default
     :param optimizer_kwargs: as in SB3; with tied convolutions Adam is fused unless they say otherwise: the same updates in
         one pass over the weights
+    :raises ValueError: if the SB3 class has other networks
     """
 
     actor: Any
@@ -95,6 +96,9 @@ class SEERActorCriticPolicy(SEERPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        names = {name for name, network in self.named_children() if isinstance(network, LatentNetwork)}
+        if unknown := names - {"actor", "critic", "actor_target", "critic_target"}:
+            raise ValueError(f"The networks of a policy must be actor, critic and their targets, got {', '.join(unknown)}")
         targets = [(getattr(self, name), getattr(self, f"{name}_target", None)) for name in ("actor", "critic")]
         (_, actor_target), (_, critic_target) = targets
         for actor, critic in ((self.actor, self.critic), (actor_target, critic_target)):

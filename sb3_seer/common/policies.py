@@ -219,6 +219,9 @@ class SEERPolicy(BasePolicy):
             network.observation_space = self.image_space
             network.is_target = name.endswith("_target")
             network.autocast_dtype = ENCODER_DTYPES[self.encoder_dtype]
+        for networks in (self.encoder_networks, self.target_networks):
+            for index, latent_network in enumerate(networks):
+                latent_network.latent_index = index
 
     def _latent_mixin(self, name: str) -> type[LatentNetwork]:
         """:return: what a network of this name needs to take latents"""
