@@ -1,10 +1,14 @@
 """
 An algorithm of your own becomes a SEER one: DDPG with a critic that is penalised for large values, and its SEER class.
 
-Run it with ``python examples/own_algorithm.py`` (a minute or two), or train it with RL Zoo:
-``python examples/own_algorithm.py --algo my_ddpg_seer --env CarRacing-v3 -conf td3_seer.yml -params policy_delay:1``
+    python examples/own_algorithm.py [--total-timesteps 600]
+
+With RL Zoo, and the settings of DrQ-v2:
+
+    python examples/own_algorithm.py --algo my_ddpg_seer --env CarRacing-v3 -conf td3_seer.yml
 """
 
+import argparse
 import sys
 from typing import Any
 
@@ -33,7 +37,8 @@ class MyDDPG(TD3):
             with th.no_grad():
                 next_actions = self.actor_target(batch.next_observations)
                 next_values = self.critic_target(batch.next_observations, next_actions)[0]
-                targets = batch.rewards + (1 - batch.dones) * self.gamma * next_values
+                discounts = batch.discounts if batch.discounts is not None else self.gamma  # of n-step returns
+                targets = batch.rewards + (1 - batch.dones) * discounts * next_values
             values = self.critic(batch.observations, batch.actions)[0]
             critic_loss = F.mse_loss(values, targets) + 1e-3 * values.square().mean()
             self.critic.optimizer.zero_grad()
@@ -64,19 +69,17 @@ class MySEERDDPG(SEERMixin, MyDDPG):
     policy_aliases = {"CnnPolicy": CnnPolicy}  # noqa: RUF012
 
 
-zoo_integration.register_algorithm("my_ddpg_seer", MySEERDDPG, base="td3")
-
-# ---- training ----
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if "--algo" in sys.argv:
         from rl_zoo3.train import train
 
+        zoo_integration.register_algorithm("my_ddpg_seer", MySEERDDPG, base="td3")
         train()
     else:
-        env = gym.make("CarRacing-v3")
-        model = MySEERDDPG(
-            "CnnPolicy", env, buffer_size=1_000, learning_starts=100, freeze_after=300, batch_size=16, verbose=1
-        )
-        model.learn(600)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--total-timesteps", type=int, default=600)
+        n_steps = parser.parse_args().total_timesteps
+        settings = dict(buffer_size=1_000, learning_starts=n_steps // 4, freeze_after=n_steps // 2, batch_size=16)
+        model = MySEERDDPG("CnnPolicy", gym.make("CarRacing-v3"), verbose=1, **settings)
+        model.learn(n_steps)
         print(f"{model.replay_buffer.stage}: {model.replay_buffer.size()} transitions")

@@ -1,4 +1,5 @@
 from sb3_seer.common.callbacks import FreezeEncoderCallback
+from sb3_seer.common.cameras import MultiCameraEncoder
 from sb3_seer.common.encoders import DataEfficientCNN, ImpalaCNN, PixelEncoder
 from sb3_seer.common.extractors import SplitExtractor
 from sb3_seer.common.pretrained import PretrainedEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "FreezeEncoderCallback",
     "ImpalaCNN",
     "LatentReplayBuffer",
+    "MultiCameraEncoder",
     "PixelEncoder",
     "PretrainedEncoder",
     "PrioritizedReplayBuffer",

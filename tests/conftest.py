@@ -21,6 +21,6 @@ def forget_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
         rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER,
         rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER,
     ):
-        for name in ("my_ddpg_seer", "mine_seer", "sarsa_seer"):
+        for name in ("mine_seer", "sarsa_seer"):
             monkeypatch.setitem(table, name, None)
             del table[name]

@@ -96,7 +96,7 @@ def make_env(algorithm: type, size: int = 16, **kwargs: Any) -> SwitchEnv:
 
 
 def make_model(algorithm: type, extractor: type = TinyDictEncoder, size: int = 16, env: Any = None, **kwargs: Any) -> Any:
-    policy_kwargs: dict[str, Any] = dict(net_arch=[16], features_extractor_class=extractor)
+    policy_kwargs: dict[str, Any] = dict(net_arch=[16], features_extractor_class=extractor, **kwargs.pop("policy_kwargs", {}))
     if issubclass(extractor, CombinedExtractor):
         policy_kwargs["features_extractor_kwargs"] = dict(cnn_output_dim=8)
     defaults: dict[str, Any] = dict(buffer_size=200, learning_starts=10, batch_size=8, train_freq=1, seed=0, device="cpu")

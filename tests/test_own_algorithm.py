@@ -85,7 +85,7 @@ class SEERBilinearSAC(SEERMixin, SAC):
 
 
 @pytest.fixture(params=["example", "sarsa", "bilinear"])
-def algorithm(request: pytest.FixtureRequest, forget_registrations: None) -> Any:
+def algorithm(request: pytest.FixtureRequest) -> Any:
     if request.param == "example":
         return runpy.run_path(str(EXAMPLE))["MySEERDDPG"]
     return dict(sarsa=SEERSarsa, bilinear=SEERBilinearSAC)[request.param]

@@ -139,6 +139,29 @@ def test_an_agent_stores_no_image_and_learns_on_latents_from_the_first_step(save
     assert_same(train_on(loaded), train_on(model))
 
 
+def test_a_step_of_the_environments_encodes_one_frame(saved):
+    _, weights = saved
+    env = VecFrameStack(make_vec_env(DialEnv, n_envs=2), 3, channels_order="first")
+    policy_kwargs = dict(features_extractor_kwargs=grey(weights=weights, n_stack=3))
+    model = make_model(SEERSAC, PretrainedEncoder, env=env, freeze_after=0, policy_kwargs=policy_kwargs, learning_starts=1000)
+    n_frames: list[int] = []
+    module = model.critic.features_extractor.trunk.module
+    handle = module.register_forward_pre_hook(lambda _, inputs: n_frames.append(len(inputs[0])))
+    model.learn(2 * 8)
+    # Without the stack of zeros on which operations are counted: the first step encodes two stacks of each env, before it
+    # and after it; the second one, as many envs as ever; then a step encodes one frame of each
+    assert [n for n in n_frames if n != 3] == [2 * 2 * 3, 2 * 3, *[2] * 6]
+    handle.remove()
+    observations = model._last_obs
+    alone = th.cat([model.encode(observations[env : env + 1]) for env in range(2)])
+    th.testing.assert_close(model.encode(observations), alone)
+    # Other weights forget the frames
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in module.state_dict().items()}
+    trunk = model.critic.features_extractor.trunk
+    trunk.load_state_dict({**trunk.state_dict(), **{f"module.{name}": value for name, value in other.items()}})
+    assert not th.allclose(model.encode(observations), alone)
+
+
 # ---- what is refused ----
 
 

@@ -1,6 +1,6 @@
 """How many transitions fit in the same bytes, before and after the freeze."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class MemoryPlan:
     :param latent_dim: numbers in a latent (L)
     :param max_latent_transitions: most transitions held once latents are stored, None: as many as fit
     :param step_bytes: bytes of the rest of a transition: action, reward, done...
+    :param bytes_of: of several images in an observation, the part of ``frame_bytes`` of each, by key
     """
 
     image_transitions: int
@@ -32,6 +33,7 @@ class MemoryPlan:
     latent_dim: int
     max_latent_transitions: int | None = None
     step_bytes: int = 0
+    bytes_of: dict[str, int] = field(default_factory=dict)
 
     @property
     def image_bytes(self) -> int:
@@ -99,9 +101,10 @@ class MemoryPlan:
         )
 
     def __str__(self) -> str:
+        parts = " + ".join(f"{key} {n_bytes:,}" for key, n_bytes in self.bytes_of.items()) if len(self.bytes_of) > 1 else ""
         return (
             f"images: {self.image_transitions:,} transitions in {self.image_bytes / 1e6:,.1f} MB "
-            f"({self.frame_bytes:,} bytes each)\n"
+            f"({self.frame_bytes:,} bytes each{': ' + parts if parts else ''})\n"
             f"latents: {self.latent_transitions:,} transitions in {self.latent_bytes / 1e6:,.1f} MB "
             f"({self.record_bytes:,} bytes each: {self.number_bytes} bytes x N={self.n_networks} networks "
             f"x K={self.n_augmentations} copies x L={self.latent_dim} numbers)\n"

@@ -22,8 +22,9 @@ class PretrainedEncoder(SplitExtractor):
     """
     Encoder that was trained elsewhere, for ``freeze_after=0``: no image is ever stored. A later freeze trains it until then.
 
-    Frames of a stack are encoded one by one, as the module was trained on single images; their outputs side by side are the
-    latent. A layer normalisation is the head: the outputs of a module may have any scale.
+    Frames of a stack are encoded one by one, as the module was trained on single images: their outputs side by side are the
+    latent, and a step of the environments encodes one frame. The head is a layer normalisation: the outputs of a module may
+    have any scale.
 
     :param observation_space: (channels-first) space of images of bytes
     :param module: maps float images of shape ``(batch_size, channels, height, width)`` to vectors or feature maps. A torch
@@ -87,6 +88,9 @@ class _Frames(nn.Module):
     ) -> None:
         super().__init__()
         self.module, self.n_stack, self.size = module, n_stack, size
+        # The last batch and its outputs, once the module is frozen
+        self._last: tuple[th.Tensor, th.Tensor] | None = None
+        self.register_load_state_dict_pre_hook(self._forget)
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [default] * n_channels if values is None else list(values)
             if len(values) != n_channels:
@@ -98,10 +102,25 @@ class _Frames(nn.Module):
         :param images: pixels from 0 to 1, shape ``(batch_size, n_stack * channels, height, width)``
         :return: shape ``(batch_size, n_stack * n_outputs)``
         """
-        frames = images.reshape(len(images) * self.n_stack, -1, *images.shape[2:])
+        stacks = images.unflatten(1, (self.n_stack, -1))  # (batch_size, n_stack, channels, height, width)
+        is_frozen = not any(parameter.requires_grad for parameter in self.module.parameters())
+        if is_frozen and self._last is not None and th.equal(stacks[:, :-1], self._last[0][:, 1:]):
+            outputs = th.cat([self._last[1][:, 1:], self._encode(stacks[:, -1:])], dim=1)
+        else:
+            outputs = self._encode(stacks)
+        # A step of the environments shows one new frame
+        self._last = (stacks, outputs) if is_frozen and self.n_stack > 1 else None
+        return outputs.flatten(start_dim=1)
+
+    def _encode(self, stacks: th.Tensor) -> th.Tensor:
+        """:return: outputs for each frame, shape ``(batch_size, n_frames, n_outputs)``"""
+        frames = stacks.flatten(0, 1)
         if self.size is not None and tuple(frames.shape[2:]) != self.size:
             frames = F.interpolate(frames, self.size, mode="bilinear", antialias=True)
-        return self.module((frames - self.mean) / self.std).reshape(len(images), -1)
+        return self.module((frames - self.mean) / self.std).reshape(*stacks.shape[:2], -1)
+
+    def _forget(self, *_: Any) -> None:
+        self._last = None
 
 
 def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:

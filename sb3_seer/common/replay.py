@@ -463,6 +463,7 @@ class LatentReplayBuffer(ReplayBuffer):
             latent_dim=latent_dim,
             max_latent_transitions=self.max_latent_buffer_size,
             step_bytes=step_bytes,
+            bytes_of={key: part.stop - part.start for key, part in self.layout.bytes_of.items()},
         )
 
     def to_latents(self) -> None:

@@ -1,0 +1,83 @@
+"""An encoder for each camera."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from torch import nn
+
+from sb3_seer.common.extractors import SplitExtractor, split
+from sb3_seer.common.observations import image_spaces
+
+Encoder = type[BaseFeaturesExtractor] | Sequence[Any]
+
+
+class MultiCameraEncoder(SplitExtractor):
+    """
+    For ``Dict`` observations: an encoder of its own for each image. Their latents stand side by side, and so do their
+    features, before the other keys.
+
+    :param observation_space: with at least one image
+    :param encoders: by key of an image, the class of its features extractor, or the class and its arguments:
+        ``dict(front=PixelEncoder, wrist=(PixelEncoder, dict(latent_dim=20)))``. The others have SB3's ``NatureCNN``
+    :raises ValueError: for a key that is no image
+    """
+
+    def __init__(self, observation_space: gym.Space, encoders: Mapping[str, Encoder] | None = None) -> None:
+        assert isinstance(observation_space, spaces.Dict)
+        images = image_spaces(observation_space)
+        encoders = encoders or {}
+        if not encoders.keys() <= images.keys():
+            raise ValueError(f"`encoders` must be for images among {', '.join(images)}, got {', '.join(encoders)}")
+        parts, trunk_dims, head_dims = {}, [], []
+        for key, box in images.items():
+            encoder = encoders.get(key, NatureCNN)
+            extractor_class, kwargs = (encoder, {}) if isinstance(encoder, type) else encoder
+            extractor = extractor_class(box, **kwargs)
+            parts[key] = split(extractor)
+            head_dims.append(extractor.features_dim)
+            with th.no_grad():
+                trunk_dims.append(parts[key].run_trunk(th.zeros(1, *box.shape)).shape[1])
+        vector_dims = [get_flattened_obs_dim(space) for key, space in observation_space.spaces.items() if key not in images]
+        latent_dims = [part.latent_dim for part in parts.values()]
+        super().__init__(observation_space, sum(latent_dims), features_dim=sum(head_dims) + sum(vector_dims))
+        self.trunk = _SideBySide({key: part.trunk for key, part in parts.items()})
+        self.projection = _SideBySide({key: part.projection for key, part in parts.items()}, trunk_dims)
+        heads = {key: part.head if isinstance(part, SplitExtractor) else nn.Identity() for key, part in parts.items()}
+        self.head = _SideBySide(heads, latent_dims)
+
+    def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
+        """
+        :param latents: shape ``(batch_size, latent_dim)``
+        :param vector_obs: the keys without images, preprocessed
+        :return: features of all keys, shape ``(batch_size, features_dim)``
+        """
+        return th.cat([self.head(latents), *(part.flatten(start_dim=1) for part in vector_obs.values())], dim=1)
+
+
+class _SideBySide(nn.ModuleDict):
+    """
+    Applies a module to each part, and puts their outputs side by side.
+
+    :param modules: by key
+    :param sizes: numbers in each part of an input, None if the input has its parts by key
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], sizes: Sequence[int] | None = None) -> None:
+        super().__init__(modules)
+        self.sizes = sizes
+
+    def forward(self, inputs: PyTorchObs) -> th.Tensor:
+        """
+        :param inputs: parts by key, or one tensor of shape ``(batch_size, sum(sizes))``
+        :return: shape ``(batch_size, n_outputs)``
+        """
+        if isinstance(inputs, th.Tensor):
+            assert self.sizes is not None
+            inputs = dict(zip(self, inputs.split(list(self.sizes), dim=1), strict=True))
+        return th.cat([module(inputs[key]) for key, module in self.items()], dim=1)
