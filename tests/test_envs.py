@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from sb3_seer.envs import ActionRepeat, DMControlPixels, register_dm_control
+from sb3_seer.envs import ActionRepeat, DMControlPixels, ResizeImages, register_dm_control
 
 
 class CountingEnv(gym.Env):
@@ -55,6 +55,48 @@ def test_action_repeat_sums_rewards_and_stops_with_the_episode(terminates: bool)
 def test_action_repeat_refuses_other_numbers(repeat: Any) -> None:
     with pytest.raises(ValueError, match="`repeat` must be an integer >= 1, got"):
         ActionRepeat(CountingEnv(), repeat=repeat)
+
+
+class CameraEnv(CountingEnv):
+    """An image that is 10 on its left and 30 on its right, of three equal channels; alone, or beside a number."""
+
+    box = spaces.Box(0, 255, (40, 60, 3), np.uint8)
+
+    def __init__(self, is_dict: bool) -> None:
+        super().__init__()
+        number = CountingEnv.observation_space
+        self.is_dict, self.observation_space = is_dict, spaces.Dict(t=number, camera=self.box) if is_dict else self.box
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+        return self._see(super().reset(**kwargs)[0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        t, *others = super().step(action)
+        return self._see(t), *others
+
+    def _see(self, t: np.ndarray) -> Any:
+        image = np.full(self.box.shape, 10, np.uint8)
+        image[:, 30:] = 30
+        return dict(t=t, camera=image) if self.is_dict else image
+
+
+@pytest.mark.parametrize(("grayscale", "channels"), [(False, 3), (True, 1)])
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_images_are_resized_and_other_keys_stay(is_dict: bool, grayscale: bool, channels: int) -> None:
+    env = ResizeImages(CameraEnv(is_dict), height=4, width=2, grayscale=grayscale)
+    check_env(env)
+    env.reset()
+    observation, *_ = env.step(0)
+    image = observation["camera"] if is_dict else observation
+    assert image.shape == (4, 2, channels)
+    assert np.array_equal(image, np.broadcast_to(np.array([[10], [30]], np.uint8), (4, 2, channels)))
+    if is_dict:
+        assert observation["t"] == [1.0]
+
+
+def test_without_images_there_is_nothing_to_resize() -> None:
+    with pytest.raises(ValueError, match="`env` must have images, got observations of Box"):
+        ResizeImages(CountingEnv(), height=4, width=4)
 
 
 def test_pixels_refuse_another_environment() -> None:

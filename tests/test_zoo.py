@@ -254,11 +254,26 @@ class FakeHub:
 def test_push_to_hub_and_load_from_hub(zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
     monkeypatch.setattr("huggingface_sb3.load_from_hub", FakeHub.load_from_hub)
-    train(zoo, "qrdqn_seer")
+    train(zoo, "qrdqn_seer", "--eval-freq", "20", "--eval-episodes", "1")
     zoo("push_to_hub", "--algo", "qrdqn_seer", "--env", "Light-v0", "-f", "logs", "-orga", "someone", "--no-render")
     zoo("load_from_hub", "--algo", "qrdqn_seer", "--env", "Light-v0", "-f", "downloads", "-orga", "someone")
     model = SEERQRDQN.load("downloads/qrdqn_seer/Light-v0_1/Light-v0.zip")
     assert model.encoder_frozen
+
+    (card,) = Path("remote/someone").glob("*/README.md")
+    text = card.read_text()
+    assert text.startswith("---\n") and "# **SEERQRDQN** Agent playing **Light-v0**" in text  # RL Zoo's part
+    for row in (
+        "| T_f (`freeze_after`) | 0.5: step 30 |",
+        "| encoder | `DataEfficientCNN`, frozen |",
+        "| latents | 64 numbers, float32, for 1 network |",
+        "| K (`n_augmentations`) | 1, augmentation: None |",
+        "| replay buffer | 100 transitions as images, 900 as latents, in the same 0.2 MB |",
+        f"| operations | {model.flops_count.flops:.3g} (",
+        "![Return of the evaluations](curve.png)",
+    ):
+        assert row in text
+    assert (card.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_track_gives_the_run_to_wandb(zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 import sb3_seer
 from sb3_seer.common.process import tune_process
 from sb3_seer.common.seer import SEERMixin
+from zoo_integration.hub import extend_card
 from zoo_integration.samplers import configured_hyperparams, sample_seer_params, sample_with_configured_policy, without_tau
 
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], str]] = {
@@ -161,10 +162,34 @@ ExperimentManager.__init__ = init  # type: ignore[method-assign]
 ExperimentManager.objective = objective  # type: ignore[method-assign]
 ExperimentManager.read_hyperparameters = read_hyperparameters  # type: ignore[method-assign]
 
-# ---- a repair ----
+# ---- the Hub ----
 
 # python -m rl_zoo3.push_to_hub fails with every algorithm without this: rl_zoo3 2.9.2 imports a function that
 # sb3-team-hf-integration 3.2, the only version that it allows, has by another name and with another type of result
 _hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")  # not the function of that name
 if not hasattr(_hub, "generate_metadata"):
     _hub.generate_metadata = lambda *args: _hub._generate_metadata(*args).to_dict()
+
+# The script evaluates the agent, writes the card, and then its metadata: three functions, of which it imports two
+_repocard: Any = importlib.import_module("huggingface_hub.repocard")
+_evaluate_agent, _metadata_save = _hub._evaluate_agent, _repocard.metadata_save
+_agents: dict[Path, Any] = {}
+
+
+@functools.wraps(_evaluate_agent)
+def evaluate_agent(model: Any, eval_env: Any, n_eval_episodes: int, is_deterministic: bool, local_path: Path) -> Any:
+    """Keep the agent for its card."""
+    _agents[Path(local_path)] = model
+    return _evaluate_agent(model, eval_env, n_eval_episodes, is_deterministic, local_path)
+
+
+@functools.wraps(_metadata_save)
+def metadata_save(local_path: str | Path, data: dict[str, Any]) -> None:
+    """Add what is to be said of a SEER agent to the card before its metadata is."""
+    folder = Path(local_path).parent
+    if folder in _agents:
+        extend_card(folder, _agents.pop(folder))
+    _metadata_save(local_path, data)
+
+
+_hub._evaluate_agent, _repocard.metadata_save = evaluate_agent, metadata_save

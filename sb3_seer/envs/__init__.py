@@ -1,9 +1,9 @@
 import warnings
 
 from sb3_seer.envs.dmc import DMControlPixels, register_dm_control
-from sb3_seer.envs.wrappers import ActionRepeat
+from sb3_seer.envs.wrappers import ActionRepeat, ResizeImages
 
-__all__ = ["ActionRepeat", "DMControlPixels", "register_dm_control"]
+__all__ = ["ActionRepeat", "DMControlPixels", "ResizeImages", "register_dm_control"]
 
 # So that gym.make("dm_control/...") works
 try:

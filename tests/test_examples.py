@@ -1,0 +1,50 @@
+"""The examples run, shortened by their parameters."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ARGUMENTS = {
+    "own_environment.py": ["--total-timesteps", "150"],
+    "swap_sac.py": ["--total-timesteps", "60", "--batch-size", "4", "--threads", "1"],
+}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    matplotlib.use("Agg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_the_script_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS.get(name, ["--total-timesteps", "100"])])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_sac_is_swapped_by_one_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["swap_sac.py", "--algo", "sac", *ARGUMENTS["swap_sac.py"]])
+    runpy.run_path(str(EXAMPLES / "swap_sac.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    assert "from images" in output and "after the freeze" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_the_notebook_runs(notebook: Path) -> None:
+    """Each cell in turn, in one namespace, after the cell of the parameters with other values."""
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), notebook.name, "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names["total_timesteps"] = 300
+    assert names["loaded"].encoder_frozen
