@@ -95,7 +95,8 @@ def test_python_and_yaml_can_be_read(page: Path) -> None:
 def commands() -> list[list[str]]:
     """:return: the words of each ``python -m``, without comments"""
     lines = "\n".join(block for page in PAGES for block in blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    found = [line.strip() for line in lines if line.strip().startswith("python -m ")]
+    lines = [re.sub(r"^(\w+=\S+ )+", "", line.strip()) for line in lines]  # without environment variables
+    found = [line for line in lines if line.startswith("python -m ")]
     return [shlex.split(line, comments=True)[2:] for line in dict.fromkeys(found)]
 
 

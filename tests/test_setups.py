@@ -92,17 +92,20 @@ def test_every_block_of_hyperparameters_is_valid(file: Path) -> None:
     algorithm, _ = ALGORITHMS[algorithm_of(file)]
     for env_id, block in yaml.safe_load(file.read_text()).items():
         wrappers: dict[str, dict[str, Any]] = {}
-        for wrapper in block.pop("env_wrapper", ()):
+        for wrapper in block.pop("env_wrapper", None) or ():
             wrappers.update(wrapper if isinstance(wrapper, dict) else {wrapper: {}})
         pixels = wrappers.get("sb3_seer.envs.DMControlPixels", {})
         warped = wrappers.get("stable_baselines3.common.atari_wrappers.AtariWrapper", {})
         size = pixels.get("height", 96 if env_id == "CarRacing-v3" else warped.get("screen_size", 84))
-        n_channels = 3 if is_continuous(algorithm) else 1
+        resized = wrappers.get("sb3_seer.envs.ResizeImages", dict(height=60, width=80) if "MiniWorld" in env_id else {})
+        height, width = resized.get("height", size), resized.get("width", size)
+        n_channels = 3 if is_continuous(algorithm) or "MiniWorld" in env_id else 1
         env = (DialEnv if is_continuous(algorithm) else LightEnv)(size=size)
-        env.observation_space = gym.spaces.Box(0, 255, (n_channels, size, size), np.uint8)
+        env.observation_space = gym.spaces.Box(0, 255, (n_channels, height, width), np.uint8)
         stacked = VecFrameStack(DummyVecEnv([lambda env=env: env]), block.pop("frame_stack", 1), channels_order="first")
         n_timesteps = block.pop("n_timesteps")
-        block.pop("callback", None)
+        for key in ("callback", "vec_env_wrapper"):
+            block.pop(key, None)
         for key in ("policy_kwargs", "replay_buffer_class"):
             if key in block:
                 block[key] = eval(block[key], vars(rl_zoo3.exp_manager))
@@ -110,7 +113,7 @@ def test_every_block_of_hyperparameters_is_valid(file: Path) -> None:
 
         is_frozen = issubclass(algorithm, SEERMixin) and block["freeze_after"] is not None
         assert model.replay_buffer.nbytes <= 7.6e9, env_id
-        assert model.replay_buffer.nbytes == block["buffer_size"] * n_channels * size**2
+        assert model.replay_buffer.nbytes == block["buffer_size"] * n_channels * height * width
         held = model.replay_buffer.plan().latent_transitions if is_frozen else block["buffer_size"]
         if "small_buffer" in file.stem:
             assert not is_frozen or held == HELD_AFTER_THE_FREEZE[block["buffer_size"]], env_id

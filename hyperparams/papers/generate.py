@@ -93,6 +93,7 @@ DM_CONTROL = tuple(
     for task in ("cartpole-swingup", "finger-spin", "reacher-easy", "cheetah-run", "walker-walk", "ball_in_cup-catch")
 )
 CHEETAH = ("dm_control/cheetah-run-v0",)
+GAMES = ("atari", "CrazyClimberNoFrameskip-v4", "PrivateEyeNoFrameskip-v4", "QbertNoFrameskip-v4")
 EXPERIMENTS = {
     "curl": Experiment("CURL: the baseline of figure 2 and the upper bound of figure 5", CURL, never_frozen),
     "curl_batch_128": Experiment("CURL with a batch of 128: LeVER's section 5.4", CURL, batch_size(128), CHEETAH),
@@ -120,7 +121,9 @@ EXPERIMENTS = {
         "rainbow.yml",
         lambda env_id, block: block | dict(buffer_size=10_000),
     ),
-    "rainbow_seer_half_resolution": Experiment("Rainbow + SEER with half the resolution: figure 9", RAINBOW, small_images),
+    "rainbow_seer_half_resolution": Experiment(
+        "Rainbow + SEER with half the resolution: figure 9", RAINBOW, small_images, GAMES
+    ),
     "rainbow_seer_small_buffer": Experiment(
         "Rainbow + SEER with a small buffer: figure 4", RAINBOW, small_buffer, tuple(SMALL_BUFFER_GAMES)
     ),
