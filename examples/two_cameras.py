@@ -48,7 +48,7 @@ if __name__ == "__main__":
         TwoCameras(gym.make("dm_control/cartpole-swingup-v0")),
         buffer_size=n_steps // 2,
         freeze_after=n_steps // 2,
-        learning_starts=50,
+        learning_starts=n_steps // 6,
         batch_size=32,
         augmentation="random_shift",
         policy_kwargs=dict(

@@ -12,6 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
     "own_environment.py": ["--total-timesteps", "150"],
+    "two_cameras.py": ["--total-timesteps", "60"],
     "swap_sac.py": ["--total-timesteps", "60", "--batch-size", "4", "--threads", "1"],
 }
 
