@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from tqdm import tqdm
@@ -185,7 +185,7 @@ def latents(model: Any, observations: Observations) -> np.ndarray:
             if isinstance(model.policy, SEERPolicy):
                 output = model.policy.encode_observations(batch)[:, 0]
             else:
-                network = _networks(model)[0]
+                network = next(iter(_networks(model).values()))
                 output = network.extract_features(model.policy.obs_to_tensor(batch)[0], network.features_extractor)
         outputs.append(output.numpy())
     return np.concatenate(outputs).astype(np.float64)
@@ -227,8 +227,8 @@ def layer_samples(model: Any, episodes: Episodes) -> dict[str, np.ndarray]:
             seen.clear()
             tensors, some = model.policy.obs_to_tensor(batch)[0], th.as_tensor(actions[start : start + BATCH_SIZE]).float()
             with th.no_grad():
-                for network in _networks(model):
-                    network(tensors, some) if isinstance(network, ContinuousCritic) else network(tensors)
+                for name, network in _networks(model).items():
+                    network(tensors, *([some] if name == "critic" else []))
     return {name: np.concatenate(batches) for name, batches in samples.items()}
 
 
@@ -246,7 +246,7 @@ def feature_maps(model: Any, observations: Observations, layer: str | None = Non
         if isinstance(output, th.Tensor) and output.ndim == 4:
             found[name] = output.detach().numpy().copy()
 
-    network = _networks(model)[0]
+    network = next(iter(_networks(model).values()))
     with _watching(model, keep), th.no_grad():
         network.extract_features(model.policy.obs_to_tensor(observations)[0], network.features_extractor)
     if not found or (layer is not None and layer not in found):
@@ -269,12 +269,10 @@ def newest_frames(model: Any, observations: Observations) -> np.ndarray:
     return images[:, -n_channels:].permute(0, 2, 3, 1).numpy()
 
 
-def _networks(model: Any) -> list[Any]:
-    """:return: the networks that learn, a critic first"""
-    networks = [
-        child for name, child in model.policy.named_children() if isinstance(child, BaseModel) and not name.endswith("_target")
-    ]
-    return sorted(networks, key=lambda network: not isinstance(network, ContinuousCritic))
+def _networks(model: Any) -> dict[str, Any]:
+    """:return: the networks that learn by name, a critic first"""
+    networks = {name: child for name, child in model.policy.named_children() if isinstance(child, BaseModel)}
+    return {name: networks[name] for name in sorted(networks, key="critic".__ne__) if not name.endswith("_target")}
 
 
 def _batches(observations: Observations) -> Iterator[Observations]:
@@ -286,11 +284,14 @@ def _batches(observations: Observations) -> Iterator[Observations]:
 @contextmanager
 def _watching(model: Any, watch: Any) -> Iterator[None]:
     """Context in which ``watch(name, layer, output)`` is called for each layer that runs."""
-    targets = tuple(f"{name}." for name, _ in model.policy.named_children() if name.endswith("_target"))
+    layers: dict[nn.Module, str] = {}
+    for name, network in _networks(model).items():
+        for part, layer in network.named_modules(prefix=name):
+            if not any(True for _ in layer.children()):
+                layers.setdefault(layer, part)  # several networks may share it
     handles = [
         layer.register_forward_hook(lambda layer, _, output, name=name: watch(name, layer, output))
-        for name, layer in model.policy.named_modules()
-        if not any(True for _ in layer.children()) and not name.startswith(targets)
+        for layer, name in layers.items()
     ]
     try:
         yield
