@@ -134,21 +134,30 @@ def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [line.split(",") for line in capsys.readouterr().out.splitlines() if "," in line]
 
 
-def test_a_frozen_layer_is_equal_to_itself(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "similarity.png"
-    main(["similarity", str(folder), "-n", "100", "-o", str(output)])
-    assert output.read_bytes().startswith(b"\x89PNG")
-    header, *rows = table(capsys)
-    assert header == ["step", "next_step", "layer", "cka", "svcca"]
-    assert {(row[0], row[1]) for row in rows} == {("20", "40"), ("40", "60"), ("60", "80")}
-    # Those of the critics and of the actor, which shares the convolution, but none of the target
-    names = {row[2] for row in rows}
-    convolution = "critic.features_extractor.trunk.0"
+def test_a_frozen_layer_is_equal_to_itself(folder: Path) -> None:
+    run = AnalysedRun(folder)
+    _, (header, *rows) = plot_similarity(run, run.play(100))
+    assert header == ("step", "next_step", "layer", "cka", "svcca")
+    assert {row[:2] for row in rows} == {(20, 40), (40, 60), (60, 80)}
+    # The layers of the critics and of the actor, which shares the convolution, but none of the target
+    convolution, names = "critic.features_extractor.trunk.0", {str(row[2]) for row in rows}
     assert {convolution, "critic.features_extractor.projection", "critic.qf0.0", "actor.features_extractor.projection"} < names
     assert not any(name.startswith(("critic_target", "actor.features_extractor.trunk")) for name in names)
-    scores = {(row[0], row[2]): (float(row[3]), float(row[4])) for row in rows}
-    assert scores["60", convolution] == (1, 1)
-    assert scores["20", convolution][0] < 1 and scores["60", "critic.qf0.2"][0] < 1
+    scores = {(row[0], row[2]): row[3:] for row in rows}
+    assert scores[60, convolution] == pytest.approx((1, 1), abs=1e-12)
+    # What learns changes
+    for step, name in ((20, convolution), (60, "critic.qf0.2")):
+        cka, _ = scores[step, name]
+        assert isinstance(cka, float) and 0 < cka < 1 - 1e-9
+
+
+def test_similarities_are_drawn_and_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "similarity.png"
+    main(["similarity", str(folder), "-n", "20", "-o", str(output)])
+    assert output.read_bytes().startswith(b"\x89PNG")
+    header, row, *_ = table(capsys)
+    assert header == ["step", "next_step", "layer", "cka", "svcca"]
+    assert row[:3] == ["20", "40", "critic.features_extractor.trunk.0"]
 
 
 def test_attention_maps_are_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
