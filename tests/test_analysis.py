@@ -12,11 +12,13 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_seer import SEERSAC, PixelEncoder, SEERRainbow
-from sb3_seer.analysis import AnalysedRun, debiased_cka, held_out_r2, plot_similarity, spatial_attention, svcca
+from sb3_seer import SEERDQN, SEERSAC, PixelEncoder, SEERRainbow
+from sb3_seer.analysis import AnalysedRun, Episodes, debiased_cka, held_out_r2, plot_similarity, spatial_attention, svcca
 from sb3_seer.analysis.__main__ import main
 from sb3_seer.analysis.run import feature_maps, latents, layer_samples, newest_frames
-from tests.helpers import DialEnv, LightEnv, TinyEncoder
+from sb3_seer.common.observations import map_parts
+from tests import dict_helpers
+from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, make_model
 
 # ---- measures ----
 
@@ -235,6 +237,27 @@ def test_maps_of_a_convolution_are_taken_after_its_relu() -> None:
     maps = feature_maps(model, np.random.default_rng(0).integers(0, 255, (4, 1, 36, 36), dtype=np.uint8))
     assert maps.shape == (4, 32, 11, 11)
     assert maps.min() == 0 < maps.max()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_has_layers_maps_and_latents(algorithm: type) -> None:
+    check_layers(make_model(algorithm, freeze_after=None), (16, 16))
+
+
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
+def test_of_dict_observations_the_last_image_is_shown(algorithm: type) -> None:
+    check_layers(dict_helpers.make_model(algorithm, freeze_after=None), (20, 20))
+
+
+def check_layers(model: Any, size: tuple[int, int]) -> None:
+    model.policy.set_training_mode(False)
+    observations = map_parts(lambda part: np.repeat(part, 6, axis=0), model.get_env().reset())
+    actions = np.stack([model.action_space.sample() for _ in range(6)])
+    layers = list(layer_samples(model, Episodes(observations, actions, {})))
+    assert any(name.endswith("projection") for name in layers) and not any("target" in name for name in layers)
+    assert newest_frames(model, observations).shape == (6, *size, 1)
+    assert feature_maps(model, observations).shape == (6, 8, size[0] // 4, size[1] // 4)
+    np.testing.assert_allclose(latents(model, observations), model.encode(observations)[:, 0], rtol=1e-4, atol=1e-5)
 
 
 # ---- bad input ----
