@@ -43,7 +43,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all,docs,tests]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all,benchmarks,cluster,docs,tests]"
 	touch $@
 
 clean:

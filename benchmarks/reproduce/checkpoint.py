@@ -1,0 +1,59 @@
+"""A checkpoint of a training that RL Zoo resumes with ``-i`` as if it had not stopped."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+
+from sb3_seer.common.callbacks import walk
+
+EVALUATIONS = ("evaluations_timesteps", "evaluations_results", "evaluations_length", "best_mean_reward", "last_mean_reward")
+
+
+class Checkpoint(BaseCallback):
+    """
+    Saves the model, the replay buffer and the evaluations so far between two steps, in ``<folder>/<steps>``, the only one
+    there. A training that is resumed from it with ``python -m rl_zoo3.train -i <folder>/<steps>/model.zip``, and with this
+    callback, counts its steps, and adds to its evaluations, from there: RL Zoo's ``-i`` alone starts both from 0. Its
+    ``--save-freq`` saves no replay buffers.
+
+    :param folder: where to save
+    :param save_freq: steps between two checkpoints, a multiple of the steps between two evaluations
+    """
+
+    model: Any
+
+    def __init__(self, folder: str, save_freq: int) -> None:
+        super().__init__()
+        self.folder, self.save_freq = Path(folder), save_freq
+
+    def _on_training_start(self) -> None:
+        # An attribute of the model, which is saved with it
+        progress: dict[str, Any] = getattr(self.model, "progress", {})
+        self.model.num_timesteps = self.num_timesteps = self._saved_at = progress.get("num_timesteps", 0)
+        evaluators = [callback for callback in walk(self.locals["callback"]) if isinstance(callback, EvalCallback)]
+        self._evaluator = evaluators[0] if evaluators else None
+        for name in EVALUATIONS:
+            if self._evaluator is not None and name in progress:
+                setattr(self._evaluator, name, progress[name])
+
+    def _on_rollout_start(self) -> None:
+        # Here, and not in _on_step(), the transition is stored and the evaluation is done
+        if self.num_timesteps - self._saved_at < self.save_freq:
+            return
+        self._saved_at = self.num_timesteps
+        evaluations = {} if self._evaluator is None else {name: getattr(self._evaluator, name) for name in EVALUATIONS}
+        self.model.progress = {"num_timesteps": self.num_timesteps, **evaluations}
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self.model.save(unfinished / "model.zip")
+        self.model.save_replay_buffer(unfinished / "replay_buffer.pkl")
+        unfinished.rename(self.folder / str(self.num_timesteps))
+        for folder in self.folder.iterdir():
+            if folder.name != str(self.num_timesteps):
+                shutil.rmtree(folder)
+
+    def _on_step(self) -> bool:
+        return True

@@ -1,0 +1,7 @@
+"""An environment for trainings in processes of their own: ``--gym-packages tests.reproduce_env``."""
+
+import gymnasium as gym
+
+from tests.helpers import LightEnv
+
+gym.register("Light-v0", LightEnv, kwargs=dict(size=48))
