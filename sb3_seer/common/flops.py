@@ -4,7 +4,6 @@ multiply-add is one operation, a backward pass takes twice as many as a forward 
 same with and without SEER.
 """
 
-import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sb3_seer.common.callbacks import walk
 from sb3_seer.common.extractors import can_split, split
 from sb3_seer.common.observations import separate
+from sb3_seer.common.save_util import replacing
 
 # Written beside the evaluations of an EvalCallback
 FLOPS_FILE = "flops.csv"
@@ -242,8 +242,8 @@ class FlopsCallback(BaseCallback):
             row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
             count.rows = (*(old for old in count.rows if old.timesteps < row.timesteps), row)
             for path in [evaluator.log_path for evaluator in self._evaluators if evaluator.log_path]:
-                with Path(path).with_name(FLOPS_FILE).open("w", newline="") as stream:
-                    csv.writer(stream).writerows([FlopsRow._fields, *count.rows])
+                with replacing(Path(path).with_name(FLOPS_FILE)) as file:
+                    file.write("".join(",".join(map(str, line)) + "\n" for line in [FlopsRow._fields, *count.rows]).encode())
         self._time, self._seen = now, (n_evaluations, frozen)
         self.logger.record("seer/flops", count.flops)
         return True
