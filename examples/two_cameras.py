@@ -29,9 +29,11 @@ class TwoCameras(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        images = {key: spaces.Box(0, 255, (camera["height"], camera["width"], 3), np.uint8) for key, camera in CAMERAS.items()}
         n_joints = len(env.unwrapped.physics.data.qpos)  # type: ignore[attr-defined]
-        self.observation_space = spaces.Dict(**images, joints=spaces.Box(-np.inf, np.inf, (n_joints,), np.float32))
+        parts: dict[str, spaces.Space] = {"joints": spaces.Box(-np.inf, np.inf, (n_joints,), np.float32)}
+        for key, camera in CAMERAS.items():
+            parts[key] = spaces.Box(0, 255, (camera["height"], camera["width"], 3), np.uint8)
+        self.observation_space = spaces.Dict(parts)
 
     def observation(self, observation: Any) -> dict[str, np.ndarray]:
         physics = self.env.unwrapped.physics  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Saving and loading before, at and after the freeze."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,27 @@ def test_spaces_are_compared_to_the_last_bound():
     boxes = [spaces.Dict(image=spaces.Box(low, bound)) for bound in (high, high.copy(), other)]
     assert str(boxes[0]) == str(boxes[2])
     assert describe(boxes[0]) == describe(boxes[1]) != describe(boxes[2])
+
+
+def test_a_bound_may_be_printed_otherwise(tmp_path):
+    """numpy 2.0 prints 1048576.0 where numpy 2.4 prints 1.048576e+06. Other bounds are refused all the same."""
+    model = make_model(SEERDQN)
+    model.learn(20)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    with np.load(tmp_path / "buffer.pkl") as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays["meta"]))
+    assert "Box(0, 255, " in meta["observation_space"]
+    for bounds, checksum in (("0.0, 2.55e+02", ""), ("0, 255", "1")):
+        changed = {**meta, "observation_space": meta["observation_space"].replace("0, 255", bounds) + checksum}
+        with open(tmp_path / "other.pkl", "wb") as stream:
+            np.savez(stream, **{**arrays, "meta": np.array(json.dumps(changed))})
+        if checksum:
+            with pytest.raises(ValueError, match="`observation_space` of the replay buffer"):
+                model.load_replay_buffer(tmp_path / "other.pkl")
+        else:
+            model.load_replay_buffer(tmp_path / "other.pkl")
+            assert model.replay_buffer.size() == 20
 
 
 def test_latents_of_two_encoders_never_mix(tmp_path):
