@@ -17,8 +17,7 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
     hyperparameters, no optimizer state, no entropy coefficient.
 
     The encoder of each network comes from the network of the same name in the file, or else (a Q-network's encoder, for a
-    quantile network) from the first one in the file. Shared weights come from the first network, which for ``SEERSAC`` is
-    the critic.
+    quantile network) from its critic or its first network. Weights that actor and critic share come from the critic.
 
     :param policy: policy to copy to
     :param path: path of a model that an SB3 algorithm saved
@@ -39,10 +38,10 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
         weights = {name: tensor for name, tensor in weights.items() if tensor in encoder}
     problem = f"The {part} of {str(path)!r} has another architecture"
     sources: dict[th.Tensor, th.Tensor] = {}
-    for name, tensor in weights.items():
+    for name, tensor in sorted(weights.items(), key=lambda item: _network(item[0]) != "critic"):
         network = _network(name)
         if part == "encoder" and network not in networks:
-            network = networks[0]
+            network = "critic" if "critic" in networks else networks[0]
         source = name.replace(_network(name), network, 1)
         if source not in saved or saved[source].shape != tensor.shape:
             shapes = {key: tuple(value.shape) for key, value in saved.items() if _network(key) == network}
