@@ -2,8 +2,6 @@
 RL Zoo knows the algorithms of ``sb3_seer``: nothing needs to be imported for it, see :mod:`zoo_integration.hook`.
 """
 
-from typing import Any
-
 __all__ = ["register", "register_algorithm"]
 
 
@@ -23,7 +21,7 @@ def register() -> None:
     import zoo_integration.registration  # noqa: F401
 
 
-def register_algorithm(name: str, algorithm: type[Any], base: str) -> None:
+def register_algorithm(name: str, algorithm: type, base: str) -> None:
     """
     Register an algorithm of your own with RL Zoo, before its scripts run: ``--algo NAME`` then trains it, with the
     hyperparameters of ``-conf``. It may be a SEER algorithm or not.
