@@ -4,4 +4,4 @@ import gymnasium as gym
 
 from tests.helpers import LightEnv
 
-gym.register("Light-v0", LightEnv, kwargs=dict(size=48))
+gym.register("TinyLight-v0", LightEnv, kwargs=dict(size=48))

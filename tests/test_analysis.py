@@ -103,8 +103,8 @@ class PixelsOfState(gym.ObservationWrapper):
         return image
 
 
-gym.register("Lamp-v0", lambda **kwargs: LampEnv(LightEnv()))
-gym.register("Dial-v0", lambda **kwargs: LampEnv(DialEnv()))
+gym.register("LampWithInfo-v0", lambda **kwargs: LampEnv(LightEnv()))
+gym.register("DialWithInfo-v0", lambda **kwargs: LampEnv(DialEnv()))
 
 
 def make_run(folder: Path, cls: type, env_id: str, n_steps: int = 60, wrapper: type | None = None, **kwargs: Any) -> Path:
@@ -129,7 +129,9 @@ def make_run(folder: Path, cls: type, env_id: str, n_steps: int = 60, wrapper: t
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Frozen between the second checkpoint and the third."""
     logs = tmp_path_factory.mktemp("logs")
-    return make_run(logs / "sac_seer" / "Dial-v0_1", SEERSAC, "Dial-v0", freeze_after=45, n_steps=80, learning_rate=0.01)
+    return make_run(
+        logs / "sac_seer" / "DialWithInfo-v0_1", SEERSAC, "DialWithInfo-v0", freeze_after=45, n_steps=80, learning_rate=0.01
+    )
 
 
 def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -209,7 +211,7 @@ def test_samples_are_those_of_the_same_observations_for_each_model(folder: Path)
 
 @pytest.mark.parametrize("cls, name", [(SEERRainbow, "rainbow_seer"), (DQN, "dqn")])
 def test_other_algorithms(cls: type, name: str, tmp_path: Path) -> None:
-    run = AnalysedRun(make_run(tmp_path / name / "Lamp-v0_1", cls, "Lamp-v0"))
+    run = AnalysedRun(make_run(tmp_path / name / "LampWithInfo-v0_1", cls, "LampWithInfo-v0"))
     episodes = run.play(30)
     _, rows = plot_similarity(run, episodes)
     assert len(rows) > 2
@@ -224,7 +226,9 @@ def test_other_algorithms(cls: type, name: str, tmp_path: Path) -> None:
 def test_cropped_images_are_shown_as_the_network_sees_them(tmp_path: Path) -> None:
     kwargs: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12))
     run = AnalysedRun(
-        make_run(tmp_path / "sac_seer" / "Dial-v0_1", SEERSAC, "Dial-v0", n_steps=20, freeze_after=None, **kwargs)
+        make_run(
+            tmp_path / "sac_seer" / "DialWithInfo-v0_1", SEERSAC, "DialWithInfo-v0", n_steps=20, freeze_after=None, **kwargs
+        )
     )
     model, episodes = run.load(20), run.play(5)
     frames = newest_frames(model, episodes.observations)
@@ -272,11 +276,11 @@ def test_runs_that_cannot_be_analysed(folder: Path, tmp_path: Path, capsys: pyte
     refuses(
         tmp_path / "nowhere", f"{tmp_path}/nowhere has no checkpoints (rl_model_<steps>_steps.zip). Train with --save-freq"
     )
-    mine = tmp_path / "mine" / "Dial-v0_1"
+    mine = tmp_path / "mine" / "DialWithInfo-v0_1"
     mine.mkdir(parents=True)
     (mine / "rl_model_20_steps.zip").symlink_to(folder / "rl_model_20_steps.zip")
     refuses(mine, "must be one of")
     known = mine.parent.rename(tmp_path / "sac_seer") / mine.name
-    refuses(known, "with Dial-v0/args.yml")
-    (known / "Dial-v0").symlink_to(folder / "Dial-v0")
+    refuses(known, "with DialWithInfo-v0/args.yml")
+    (known / "DialWithInfo-v0").symlink_to(folder / "DialWithInfo-v0")
     refuses(known, "must have two checkpoints or more, got one, of step 20", "similarity")

@@ -346,7 +346,7 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size
 @EXTRACTORS
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_cached_latents_are_used_with_the_other_keys_of_the_moment(algorithm, extractor, size):
-    model = make_model(algorithm, extractor, size, freeze_after=20)
+    model = make_model(algorithm, extractor, size, freeze_after=20, seed=1)  # with 0, some of the few features are dead
     model.learn(45)
     calls, seen = count_encoder_calls(model), []
     network = model.policy.actor if is_continuous(algorithm) else model.policy.encoder_networks[0]

