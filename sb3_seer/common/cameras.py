@@ -25,7 +25,7 @@ class MultiCameraEncoder(SplitExtractor):
     :param observation_space: with at least one image
     :param encoders: by key of an image, the class of its features extractor, or the class and its arguments:
         ``dict(front=PixelEncoder, wrist=(PixelEncoder, dict(latent_dim=20)))``. The others have SB3's ``NatureCNN``
-    :raises ValueError: for a key that is no image
+    :raises ValueError: for a key that is not an image
     """
 
     def __init__(self, observation_space: gym.Space, encoders: Mapping[str, Encoder] | None = None) -> None:

@@ -133,7 +133,7 @@ def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:
     if not th.equal(*outputs):
         raise ValueError(
             f"`module` must give the same output twice in evaluation mode, got a {type(module).__name__} that does not: "
-            "a stored latent would not be that of its image"
+            "a stored latent would not belong to its image"
         )
     return outputs[0].shape[1] // trunk.n_stack
 

@@ -20,7 +20,7 @@ class Latents:
 
     :param by_network: for each of the N networks with its own latent, a float32 tensor of shape ``(batch_size, L)``
     :param vector_obs: of ``Dict`` observations, the keys without images
-    :param by_target: the same for the target networks, None if their latents are those of the online networks
+    :param by_target: the same for the target networks, None if they share the online networks' latents
     """
 
     by_network: tuple[th.Tensor, ...]
