@@ -80,6 +80,9 @@ def test_an_experiment_changes_what_the_paper_says_and_nothing_else() -> None:
     assert changes("sac_seer_small_images", "sac_seer", cheetah) == dict(
         env_wrapper=[{"sb3_seer.envs.ActionRepeat": dict(repeat=4)}, shifted], augmentation_kwargs=dict(pad=2)
     )
+    assert changes("td3_seer_small_images", "td3_seer", cheetah) == dict(
+        env_wrapper=[{"sb3_seer.envs.ActionRepeat": dict(repeat=2)}, shifted], augmentation_kwargs=dict(pad=2)
+    )
     assert changes("rainbow_small_buffer", "rainbow", game) == dict(buffer_size=10_000)
     assert changes("rainbow_half_resolution", "rainbow", game) == dict(env_wrapper=small_game)
     assert changes("rainbow_seer_small_buffer", "rainbow_seer", game) == dict(buffer_size=10_000)
