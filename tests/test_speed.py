@@ -51,6 +51,14 @@ def test_images_are_preprocessed_as_in_sb3(dtype, normalize_images):
         th.testing.assert_close(observations, before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("normalize_images", [True, False])
+def test_bytes_become_bfloat16_without_a_copy_of_floats_and_round_as_it_would(normalize_images):
+    pixels = th.arange(256, dtype=th.uint8).reshape(1, 1, 16, 16)
+    box = spaces.Box(0, 255, (1, 16, 16), "uint8")
+    result = preprocess_images(pixels, box, normalize_images, th.bfloat16)
+    th.testing.assert_close(result, preprocess_obs(pixels, box, normalize_images).bfloat16(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 @pytest.mark.parametrize("algorithm", [SEERDQN, SEERQRDQN])
 def test_a_tensor_of_the_user_is_not_changed(algorithm, dtype):

@@ -24,19 +24,22 @@ from sb3_seer.common.type_aliases import Latents, Observations
 ENCODER_DTYPES = {"float32": None, "bfloat16": th.bfloat16}
 
 
-def preprocess_images(images: PyTorchObs, space: spaces.Space, normalize_images: bool) -> PyTorchObs:
+def preprocess_images(
+    images: PyTorchObs, space: spaces.Space, normalize_images: bool, dtype: th.dtype | None = None
+) -> PyTorchObs:
     """
     SB3's ``preprocess_obs`` for images, with one copy of the floats instead of two.
 
     :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
     :param space: observation space
     :param normalize_images: whether to divide pixels by 255
-    :return: float32 images
+    :param dtype: of the images to return, None for float32. Bytes become the bfloat16 that their float32 would be rounded to
+    :return: images of floats
     """
     boxes = image_spaces(space)
 
     def preprocess(image: th.Tensor, box: spaces.Box) -> th.Tensor:
-        floats = image.float()
+        floats = image.to(dtype or th.float32)
         if not (normalize_images and is_image_space(box)):
             return floats
         return floats / 255.0 if floats is image else floats.div_(255.0)  # never the caller's own floats
@@ -100,7 +103,7 @@ class LatentNetwork(BaseModel):
             images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
             if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
                 images = channels_last(images)
-            images = preprocess_images(images, self.observation_space, self.normalize_images)
+            images = preprocess_images(images, self.observation_space, self.normalize_images, self.autocast_dtype)
             with self.autocast():
                 output = extractor.run_trunk(images)
                 latents = extractor.projection(output.detach() if self.tied_parameters else output).float()
@@ -166,9 +169,9 @@ class SEERPolicy(BasePolicy):
 
     :param image_size: (height, width) of augmented images that are smaller than the observations, by key (``""`` if the
         observations are no ``Dict``)
-    :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` to run the encoder in PyTorch's autocast: faster where the hardware
-        has instructions for it (AMX of recent x86 processors, recent GPUs). Weights, heads, losses and stored latents stay
-        in float32
+    :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` to run the encoder on bfloat16 images in PyTorch's autocast: faster
+        where the hardware has instructions for it (AMX or AVX-512 of recent x86 processors, recent GPUs). Weights, heads,
+        losses and stored latents stay in float32
     :raises ValueError: for another ``encoder_dtype``
     """
 
@@ -297,7 +300,7 @@ class SEERPolicy(BasePolicy):
         images, _ = separate(observations, self.image_space)
         extractor = split(networks[0].features_extractor)
         images = channels_last(images) if takes_channels_last(extractor) else map_parts(th.Tensor.contiguous, images)
-        images = preprocess_images(images, self.image_space, self.normalize_images)
+        images = preprocess_images(images, self.image_space, self.normalize_images, networks[0].autocast_dtype)
         outputs: dict[nn.Module, th.Tensor] = {}
         latents: list[th.Tensor] = []
         for network in networks:
