@@ -14,7 +14,7 @@ from sb3_seer.sac import SEERSAC
 from sb3_seer.td3 import SEERTD3
 from sb3_seer.tqc import SEERTQC
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SEERCURL",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import site
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import sb3_seer
 
 REPOSITORY = Path(__file__).parent.parent
 ALGORITHMS = [
@@ -48,20 +51,23 @@ class Venv:
 
 
 def execute(*command: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SB3_SEER", "COVERAGE"))}
+    ours = ("PYTHON", "SB3_SEER", "COVERAGE", "GITHUB_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     result = subprocess.run(command, cwd=cwd, env={**inherited, **environ}, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    execute(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(REPOSITORY)
-    )
+def build_wheel(folder: Path, **environ: str) -> Path:
+    options = ("-q", "--no-deps", "--no-build-isolation", "-w", str(folder))
+    execute(sys.executable, "-m", "pip", "wheel", *options, str(REPOSITORY), **environ)
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
@@ -81,6 +87,28 @@ def test_the_wheel_has_all_files_and_no_other(wheel: Path) -> None:
         assert sources == {name for name in names if name.startswith(f"{folder}/") and name.endswith(".py")}
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"sb3_seer", "zoo_integration", "sb3_seer_zoo.pth"}
+
+
+@pytest.mark.parametrize("repository", [None, "owner/name"])
+def test_a_release_has_absolute_links_in_its_readme(repository: str | None, tmp_path: Path) -> None:
+    """PyPI shows the README without the files beside it."""
+    archive = zipfile.ZipFile(build_wheel(tmp_path, **({"GITHUB_REPOSITORY": repository} if repository else {})))
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    header, _, readme = archive.read(name).decode().partition("\n\n")
+    original = (REPOSITORY / "README.md").read_text()
+    assert f"Version: {sb3_seer.__version__}" in header and "Project-URL: Paper, " in header
+    if repository is None:
+        assert readme == original
+        return
+    assert f"Project-URL: Source, https://github.com/{repository}\n" in header
+    page = f"https://github.com/{repository}/blob/v{sb3_seer.__version__}/"
+    image = f"https://raw.githubusercontent.com/{repository}/v{sb3_seer.__version__}/"
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert all(link.startswith("https://") for link in links)
+    assert f"]({image}docs/images/gain.png)" in readme and f"]({page}docs/getting_started.md)" in readme
+    files = [link.removeprefix(page).removeprefix(image) for link in links if link.startswith((page, image))]
+    assert files and all((REPOSITORY / file).is_file() for file in files)
+    assert readme.replace(page, "").replace(image, "") == original
 
 
 def test_the_start_of_an_interpreter_imports_the_hook_and_nothing_else(venv: Venv) -> None:
