@@ -20,7 +20,8 @@ class Catch(gym.Env):
     """
     Balls fall in one of five columns, ten of them in an episode. Each that the paddle catches is worth 1.
 
-    An observation is an image of shape ``(50, 50, 1)``, uint8: SB3 takes channels last as well as channels first.
+    An observation is an image of shape ``(50, 50, 1)``, uint8: SB3 takes channels last as well as channels first. The places
+    of ball and paddle are in ``info``, too: ``analyse_run.py`` asks whether they can be read from the latents.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -35,7 +36,7 @@ class Catch(gym.Env):
         super().reset(seed=seed)
         self.paddle, self.n_fallen = self.n_cells // 2, 0
         self._drop()
-        return self._image(), {}
+        return self._image(), self._places()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.paddle = int(np.clip(self.paddle + action - 1, 0, self.n_cells - 1))
@@ -45,7 +46,7 @@ class Catch(gym.Env):
             reward = float(self.column == self.paddle)
             self.n_fallen += 1
             self._drop()
-        return self._image(), reward, self.n_fallen == self.n_balls, False, {}
+        return self._image(), reward, self.n_fallen == self.n_balls, False, self._places()
 
     def render(self) -> np.ndarray:
         return self._image().repeat(8, axis=0).repeat(8, axis=1).repeat(3, axis=2)
@@ -53,11 +54,18 @@ class Catch(gym.Env):
     def _drop(self) -> None:
         self.row, self.column = 0, int(self.np_random.integers(self.n_cells))
 
+    def _places(self) -> dict[str, Any]:
+        return {"column": self.column, "row": self.row, "paddle": self.paddle}
+
     def _image(self) -> np.ndarray:
         cells = np.zeros((self.n_cells, self.n_cells, 1), np.uint8)
         cells[self.row, self.column] = 255
         cells[-1, self.paddle] = 128
         return cells.repeat(self.cell, axis=0).repeat(self.cell, axis=1)
+
+
+# For RL Zoo: --env Catch-v0 --gym-packages own_environment
+gym.register("Catch-v0", "own_environment:Catch")
 
 
 def make_model(total_timesteps: int, **kwargs: Any) -> SEERDQN:

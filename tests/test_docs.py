@@ -4,7 +4,9 @@ import argparse
 import ast
 import importlib.util
 import re
+import runpy
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,15 @@ def prepare_logs() -> None:
         (folder / "flops.csv").write_text("timesteps,flops,seconds,frozen\n10,100,1,0\n20,150,2,1\n")
 
 
-PREPARE: dict[str, Callable[[], None]] = {"docs/guides/figures.md": prepare_logs}
+def prepare_run() -> None:
+    """The run of guides/analysis.md."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(REPOSITORY / "examples")
+        monkeypatch.setattr(sys, "argv", [""])
+        runpy.run_path(str(REPOSITORY / "examples/analyse_run.py"))["train_with_checkpoints"](100)
+
+
+PREPARE: dict[str, Callable[[], None]] = {"docs/guides/figures.md": prepare_logs, "docs/guides/analysis.md": prepare_run}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ARGUMENTS = {
     "own_environment.py": ["--total-timesteps", "150"],
+    "analyse_run.py": ["--total-timesteps", "100"],
     "two_cameras.py": ["--total-timesteps", "60"],
     "swap_sac.py": ["--total-timesteps", "60", "--batch-size", "4", "--threads", "1"],
 }
@@ -36,6 +37,19 @@ def test_sac_is_swapped_by_one_name(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     runpy.run_path(str(EXAMPLES / "swap_sac.py"), run_name="__main__")
     output = capsys.readouterr().out
     assert "from images" in output and "after the freeze" not in output
+
+
+def test_the_pretrained_encoder_is_read_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "catch_encoder.pt"
+    for arguments in ([], ["--weights", str(weights)], ["--random"]):
+        monkeypatch.setattr(sys, "argv", ["pretrained_encoder.py", "--total-timesteps", "60", *arguments])
+        runpy.run_path(str(EXAMPLES / "pretrained_encoder.py"), run_name="__main__")
+        output = capsys.readouterr().out
+        assert ("mean squared error" in output) == (arguments == [])
+        assert "the buffer holds latents" in output
+        assert weights.exists()
 
 
 @pytest.mark.slow
