@@ -1,5 +1,6 @@
 """Encoders that were trained elsewhere: any torch module, frozen from the first step."""
 
+import importlib
 import sys
 import types
 import warnings
@@ -110,6 +111,22 @@ def test_models_of_timm_by_name(monkeypatch):
         PretrainedEncoder(space, "timm:resnet1")
 
 
+def test_a_model_of_timm_with_weights_from_a_file(tmp_path):
+    try:
+        timm = importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # the second: a torchvision that was built for another torch
+        pytest.skip(f"timm cannot be imported: {error}")
+    classifier = timm.create_model("test_efficientnet", pretrained=False, num_classes=10).eval()
+    th.save(classifier.state_dict(), tmp_path / "weights.pth")
+    space = spaces.Box(0, 255, (3, 32, 32), np.uint8)
+    kwargs = dict(weights=tmp_path / "weights.pth", mean=None, std=None)
+    encoder = PretrainedEncoder(space, "timm:test_efficientnet", **kwargs).eval()
+    images = th.rand(2, 3, 32, 32)
+    expected = classifier.forward_head(classifier.forward_features(images), pre_logits=True)
+    assert encoder.latent_dim == 256
+    th.testing.assert_close(encoder.encode(images), expected)
+
+
 # ---- an agent ----
 
 
@@ -194,6 +211,16 @@ def test_floats_are_refused():
 def test_timm_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r'pip install "sb3_seer\[pretrained\]"'):
+        PretrainedEncoder(SPACE, "timm:resnet18")
+
+
+def test_timm_with_the_torchvision_of_another_torch_is_named(monkeypatch, tmp_path):
+    (tmp_path / "timm.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(
+        ImportError, match=r"torchvision::nms does not exist\): .*the torchvision that was built for your torch"
+    ):
         PretrainedEncoder(SPACE, "timm:resnet18")
 
 

@@ -151,8 +151,10 @@ def make_module(name: str, **kwargs: Any) -> nn.Module:
         raise ValueError(f'`module` must be a torch module, "timm:NAME" or "package.module:NAME", got {name!r}')
     try:
         library = importlib.import_module(package)
-    except ImportError as error:
-        remedy = 'pip install "sb3_seer[pretrained]"' if package == "timm" else f"is {package} installed?"
+    except (ImportError, RuntimeError) as error:  # RuntimeError: timm with a torchvision that was built for another torch
+        remedy = f"is {package} installed?"
+        if package == "timm":
+            remedy = 'pip install "sb3_seer[pretrained]", with the torchvision that was built for your torch'
         raise ImportError(f"`module` {name!r} needs {package}, which cannot be imported ({error}): {remedy}") from error
     if package == "timm":
         if attribute not in library.list_models():
