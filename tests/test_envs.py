@@ -1,4 +1,4 @@
-"""Environments of dm_control, as the papers see them. Drawn through EGL, without a display."""
+"""Wrappers of environments; those of dm_control and MuJoCo as cameras see them. Drawn through EGL, without a display."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from sb3_seer.envs import ActionRepeat, DMControlPixels, ResizeImages, register_dm_control
+from sb3_seer.envs import ActionRepeat, DMControlPixels, MujocoPixels, ResizeImages, register_dm_control
 
 
 class CountingEnv(gym.Env):
@@ -240,3 +240,36 @@ def test_shadows_can_be_left_out():
     # Darker in a few places, and hardly brighter anywhere
     assert (with_shadows - without).min() < -30 and (with_shadows - without).max() < 20
     assert (abs(with_shadows - without) > 8).mean() < 0.05
+
+
+def test_mujoco_is_seen_as_gymnasium_renders_it(make_env: Callable[..., gym.Env]) -> None:
+    camera = dict(distance=0.6, elevation=-90, azimuth=90, lookat=np.zeros(3))
+    oracle = gym.make("Reacher-v5", render_mode="rgb_array", width=50, height=40, default_camera_config=camera)
+    env = MujocoPixels(gym.make("Reacher-v5"), height=40, width=50, camera={**camera, "lookat": [0, 0, 0]})
+    assert env.observation_space == spaces.Box(0, 255, (40, 50, 3), np.uint8)
+    images = [env.reset(seed=1)[0]]
+    oracle.reset(seed=1)
+    expected: list[Any] = [oracle.render()]
+    for _ in range(3):
+        images.append(env.step(np.array([0.5, -0.5]))[0])
+        oracle.step(np.array([0.5, -0.5]))
+        expected.append(oracle.render())
+    assert len(np.unique(images[0])) > 10  # there is something to see
+    assert not np.array_equal(images[0], images[1])  # an image is not overwritten by the next one
+    np.testing.assert_array_equal(np.stack(images), np.stack(expected))
+    env.close()
+
+
+def test_mujoco_by_the_name_of_a_camera_and_without_one(make_env: Callable[..., gym.Env]) -> None:
+    images = []
+    for camera in ("track", 0, None):
+        env = MujocoPixels(gym.make("HalfCheetah-v5"), height=40, width=40, camera=camera)
+        check_env(env, skip_render_check=True)
+        images.append(env.reset(seed=1)[0])
+        env.close()
+    assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
+
+
+def test_mujoco_pixels_refuse_another_environment() -> None:
+    with pytest.raises(ValueError, match="`env` must be a MuJoCo environment of gymnasium, got"):
+        MujocoPixels(CountingEnv())

@@ -97,7 +97,7 @@ def test_every_block_of_hyperparameters_is_valid(file: Path) -> None:
         wrappers: dict[str, dict[str, Any]] = {}
         for wrapper in block.pop("env_wrapper", None) or ():
             wrappers.update(wrapper if isinstance(wrapper, dict) else {wrapper: {}})
-        pixels = wrappers.get("sb3_seer.envs.DMControlPixels", {})
+        pixels = wrappers.get("sb3_seer.envs.DMControlPixels") or wrappers.get("sb3_seer.envs.MujocoPixels", {})
         warped = wrappers.get("stable_baselines3.common.atari_wrappers.AtariWrapper", {})
         size = pixels.get("height", 96 if env_id == "CarRacing-v3" else warped.get("screen_size", 84))
         resized = wrappers.get("sb3_seer.envs.ResizeImages", dict(height=60, width=80) if "MiniWorld" in env_id else {})

@@ -1,9 +1,10 @@
 import warnings
 
 from sb3_seer.envs.dmc import DMControlPixels, register_dm_control
+from sb3_seer.envs.mujoco import MujocoPixels
 from sb3_seer.envs.wrappers import ActionRepeat, ResizeImages
 
-__all__ = ["ActionRepeat", "DMControlPixels", "ResizeImages", "register_dm_control"]
+__all__ = ["ActionRepeat", "DMControlPixels", "MujocoPixels", "ResizeImages", "register_dm_control"]
 
 # So that gym.make("dm_control/...") works
 try:
