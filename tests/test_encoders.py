@@ -93,7 +93,7 @@ def test_another_extractor_is_all_encoder():
     images = th.rand(2, 4, 84, 84)
     parts = split(extractor)
     assert parts.latent_dim == 32
-    th.testing.assert_close(parts.features(parts.projection(parts.run_trunk(images)), {}), extractor(images))
+    th.testing.assert_close(parts.features(parts.projection(parts.trunk(images)), {}), extractor(images))
 
 
 @pytest.mark.parametrize("dtype", [th.uint8, th.float32])

@@ -8,10 +8,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
-from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
-from sb3_seer.common.extractors import SplitExtractor, split
+from sb3_seer.common.extractors import SideBySide, SplitExtractor, split
 from sb3_seer.common.observations import image_spaces
 
 Encoder = type[BaseFeaturesExtractor] | Sequence[Any]
@@ -42,14 +42,14 @@ class MultiCameraEncoder(SplitExtractor):
             parts[key] = split(extractor)
             head_dims.append(extractor.features_dim)
             with th.no_grad():
-                trunk_dims.append(parts[key].run_trunk(th.zeros(1, *box.shape)).shape[1])
+                trunk_dims.append(parts[key].trunk(th.zeros(1, *box.shape)).shape[1])
         vector_dims = [get_flattened_obs_dim(space) for key, space in observation_space.spaces.items() if key not in images]
         latent_dims = [part.latent_dim for part in parts.values()]
         super().__init__(observation_space, sum(latent_dims), features_dim=sum(head_dims) + sum(vector_dims))
-        self.trunk = _SideBySide({key: part.trunk for key, part in parts.items()})
-        self.projection = _SideBySide({key: part.projection for key, part in parts.items()}, trunk_dims)
+        self.trunk = SideBySide({key: part.trunk for key, part in parts.items()})
+        self.projection = SideBySide({key: part.projection for key, part in parts.items()}, trunk_dims)
         heads = {key: part.head if isinstance(part, SplitExtractor) else nn.Identity() for key, part in parts.items()}
-        self.head = _SideBySide(heads, latent_dims)
+        self.head = SideBySide(heads, latent_dims)
 
     def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """
@@ -58,26 +58,3 @@ class MultiCameraEncoder(SplitExtractor):
         :return: features of all keys, shape ``(batch_size, features_dim)``
         """
         return th.cat([self.head(latents), *(part.flatten(start_dim=1) for part in vector_obs.values())], dim=1)
-
-
-class _SideBySide(nn.ModuleDict):
-    """
-    Applies a module to each part, and puts their outputs side by side.
-
-    :param modules: by key
-    :param sizes: numbers in each part of an input, None if the input has its parts by key
-    """
-
-    def __init__(self, modules: Mapping[str, nn.Module], sizes: Sequence[int] | None = None) -> None:
-        super().__init__(modules)
-        self.sizes = sizes
-
-    def forward(self, inputs: PyTorchObs) -> th.Tensor:
-        """
-        :param inputs: parts by key, or one tensor of shape ``(batch_size, sum(sizes))``
-        :return: shape ``(batch_size, n_outputs)``
-        """
-        if isinstance(inputs, th.Tensor):
-            assert self.sizes is not None
-            inputs = dict(zip(self, inputs.split(list(self.sizes), dim=1), strict=True))
-        return th.cat([module(inputs[key]) for key, module in self.items()], dim=1)

@@ -1,6 +1,7 @@
 """Splits a features extractor into an encoder, which is frozen, and a head, which goes on learning."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,19 +52,12 @@ class SplitExtractor(BaseFeaturesExtractor):
         """
         self.trunk = other.trunk
 
-    def run_trunk(self, images: PyTorchObs) -> th.Tensor:
-        """
-        :param images: preprocessed images, shape ``(batch_size, channels, height, width)``; of a ``Dict``, by key
-        :return: input of the projection
-        """
-        return self.trunk(images)
-
     def encode(self, images: PyTorchObs) -> th.Tensor:
         """
         :param images: preprocessed images, shape ``(batch_size, channels, height, width)``; of a ``Dict``, by key
         :return: latents, shape ``(batch_size, latent_dim)``
         """
-        return self.projection(self.run_trunk(images))
+        return self.projection(self.trunk(images))
 
     def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """
@@ -82,6 +76,29 @@ class SplitExtractor(BaseFeaturesExtractor):
         return self.features(self.encode(images), vector_obs)
 
 
+class SideBySide(nn.ModuleDict):
+    """
+    Applies a module to each part, and puts their outputs side by side.
+
+    :param modules: by key
+    :param sizes: numbers in each part of an input, None if the input has its parts by key
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], sizes: Sequence[int] | None = None) -> None:
+        super().__init__(modules)
+        self.sizes = sizes
+
+    def forward(self, inputs: PyTorchObs) -> th.Tensor:
+        """
+        :param inputs: parts by key, or one tensor of shape ``(batch_size, sum(sizes))``
+        :return: shape ``(batch_size, n_outputs)``
+        """
+        if isinstance(inputs, th.Tensor):
+            assert self.sizes is not None
+            inputs = dict(zip(self, inputs.split(list(self.sizes), dim=1), strict=True))
+        return th.cat([module(inputs[key]) for key, module in self.items()], dim=1)
+
+
 @dataclass(frozen=True)
 class WholeExtractor:
     """
@@ -96,10 +113,6 @@ class WholeExtractor:
     def latent_dim(self) -> int:
         """numbers in a latent"""
         return self.trunk.features_dim
-
-    def run_trunk(self, images: PyTorchObs) -> th.Tensor:
-        """:return: latents of preprocessed images"""
-        return self.trunk(images)
 
     def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """:return: the latents"""
@@ -117,10 +130,10 @@ class SplitCombinedExtractor:
     projection = nn.Identity()
 
     @cached_property
-    def trunk(self) -> nn.ModuleDict:
+    def trunk(self) -> SideBySide:
         """the extractors of images, by key"""
         images = image_spaces(self.extractor._observation_space)
-        return nn.ModuleDict({key: module for key, module in self.extractor.extractors.items() if key in images})
+        return SideBySide({key: module for key, module in self.extractor.extractors.items() if key in images})
 
     @property
     def latent_dims(self) -> dict[str, int]:
@@ -146,11 +159,6 @@ class SplitCombinedExtractor:
     def latent_dim(self) -> int:
         """numbers in a latent"""
         return sum(self.latent_dims.values())
-
-    def run_trunk(self, images: PyTorchObs) -> th.Tensor:
-        """:return: latents of preprocessed images, by key"""
-        assert isinstance(images, dict)
-        return th.cat([module(images[key]) for key, module in self.trunk.items()], dim=1)
 
     def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """:return: features of all keys, in the order of the ``CombinedExtractor``"""

@@ -97,7 +97,7 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
             with FlopCounterMode(display=False) as whole:
                 network(obs, *(actions if name == "critic" else []))
             with FlopCounterMode(display=False) as part:
-                split(extractor).projection(split(extractor).run_trunk(images))
+                split(extractor).projection(split(extractor).trunk(images))
         encoder = part.get_total_flops() // 2
         heads += whole.get_total_flops() // 2 - encoder
     policy.set_training_mode(training)

@@ -105,7 +105,7 @@ class LatentNetwork(BaseModel):
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images, self.autocast_dtype)
             with self.autocast():
-                output = extractor.run_trunk(images)
+                output = extractor.trunk(images)
                 latents = extractor.projection(output.detach() if self.tied_parameters else output).float()
         if vector_obs:
             vector_obs = preprocess_obs(vector_obs, self.observation_space)  # type: ignore[assignment]
@@ -307,7 +307,7 @@ class SEERPolicy(BasePolicy):
             extractor = split(network.features_extractor)
             with network.autocast():
                 if extractor.trunk not in outputs:
-                    outputs[extractor.trunk] = extractor.run_trunk(images)
+                    outputs[extractor.trunk] = extractor.trunk(images)
                 output = outputs[extractor.trunk]
                 latent = extractor.projection(output.detach() if detach_after_first and latents else output)
             latents.append(latent.float())

@@ -30,9 +30,9 @@ class PretrainedEncoder(SplitExtractor):
     :param module: maps float images of shape ``(batch_size, channels, height, width)`` to vectors or feature maps. A torch
         module, which is copied; or, for YAML files, ``"timm:NAME"`` for a model of the library timm without its classifier,
         or ``"package.module:NAME"`` for a function or class that returns the module
-    :param module_kwargs: arguments of what is named
-    :param weights: file of the module's ``state_dict``, by ``torch.save`` or safetensors (by its suffix); None for the weights
-        that it has. Nothing is downloaded. The file is read whenever a model is made, also when a saved one is loaded
+    :param module_kwargs: arguments of the named model, function or class
+    :param weights: file of the module's ``state_dict``, by ``torch.save`` or safetensors (by its suffix); None to keep the
+        module's own. Nothing is downloaded. The file is read whenever a model is made, also when a saved one is loaded
     :param input_size: height and width to which images are resized; None to leave them as they are
     :param mean: mean of each channel of the images that the module was trained on, for pixels from 0 to 1; None for 0
     :param std: their standard deviation; None for 1
@@ -141,10 +141,10 @@ def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:
 def make_module(name: str, **kwargs: Any) -> nn.Module:
     """
     :param name: ``"timm:NAME"`` or ``"package.module:NAME"``
-    :param kwargs: arguments of what is named
+    :param kwargs: arguments of the named model, function or class
     :return: the module
-    :raises ValueError: for an unknown name, or if it is not the name of what makes a torch module
-    :raises ImportError: if the package is not installed
+    :raises ValueError: for an unknown name, or if what it names does not return a torch module
+    :raises ImportError: if the package cannot be imported
     """
     package, colon, attribute = name.partition(":")
     if not (package and colon and attribute):
@@ -162,16 +162,18 @@ def make_module(name: str, **kwargs: Any) -> nn.Module:
             raise ValueError(f"`module` must be a model of timm {library.__version__}, got {attribute!r}. Similar: {similar}")
         return library.create_model(attribute, pretrained=False, **{"num_classes": 0, **kwargs})
     if not hasattr(library, attribute):
-        raise ValueError(f"`module` must be in {package} ({library.__file__}), got {attribute!r}, which is not")
+        raise ValueError(f"`module` must name a function or class in {library}, got {attribute!r}")
     module = getattr(library, attribute)(**kwargs)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"`module` must be what makes a torch module, got {name!r}, which makes a {type(module).__name__}")
+        raise ValueError(
+            f"`module` must name what returns a torch module, got {name!r}, which returns a {type(module).__name__}"
+        )
     return module
 
 
 def load_weights(module: nn.Module, path: str | pathlib.Path) -> None:
     """
-    Load weights after checking all names and shapes. Those of a classifier that the module does not have are left out.
+    Load weights after checking all names and shapes. Weights that the module does not have, as a classifier's, are left out.
 
     :param module: changed in place
     :param path: file of a ``state_dict``
