@@ -63,3 +63,6 @@ def test_the_notebook_runs(notebook: Path) -> None:
             if "parameters" in cell["metadata"].get("tags", []):
                 names["total_timesteps"] = 300
     assert names["loaded"].encoder_frozen
+    # The same agent until the freeze
+    frozen, never = ([episode for episode in timer.returns if episode[0] <= 90] for timer in names["timers"].values())
+    assert frozen == never and len(frozen) == 2
