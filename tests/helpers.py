@@ -122,6 +122,18 @@ class TinyEncoder(SplitExtractor):
         self.head = nn.LayerNorm(latent_dim)
 
 
+class PuckEncoder(SplitExtractor):
+    """Two convolutions for the images of a PuckEnv."""
+
+    def __init__(self, observation_space: spaces.Box, latent_dim: int = 16) -> None:
+        super().__init__(observation_space, latent_dim)
+        n_channels = observation_space.shape[0]
+        convolutions = [nn.Conv2d(n_channels, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU()]
+        self.trunk = nn.Sequential(*convolutions, nn.Flatten())
+        self.projection = nn.Linear(16 * 2 * 11, latent_dim)
+        self.head = nn.LayerNorm(latent_dim)
+
+
 ALGORITHMS = [SEERSAC, SEERCURL, SEERTD3, SEERTQC, SEERCrossQ, SEERQRDQN, SEERDQN, SEERRainbow]
 
 
@@ -142,6 +154,17 @@ def make_model(algorithm: type, extractor: type | None = TinyEncoder, **kwargs: 
         # The contrastive loss needs an augmentation
         defaults["cpc_update_freq"] = None
     return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
+
+
+def make_puck_model(env: Any, **kwargs: Any) -> SEERSAC:
+    """The settings of ``hyperparams/sac_seer.yml`` in small, for a PuckEnv with two stacked frames."""
+    policy_kwargs: dict[str, Any] = dict(features_extractor_class=PuckEncoder, net_arch=[64, 64])
+    policy_kwargs.update(ortho_init=True, log_std_bounds=(-10, 2))
+    defaults: dict[str, Any] = dict(
+        augmentation="random_shift", augmentation_kwargs=dict(pad=1), n_augmentations=2, n_views=2, learning_rate=1e-3,
+        batch_size=64, gamma=0.9, tau=0.02, ent_coef="auto_0.1", policy_kwargs=policy_kwargs, seed=0, device="cpu",
+    )  # fmt: skip
+    return SEERSAC("CnnPolicy", env, **{**defaults, **kwargs})
 
 
 def encoder_state(model) -> dict[str, th.Tensor]:

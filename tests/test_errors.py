@@ -209,7 +209,7 @@ def test_nothing_to_freeze():
         model.encode(np.zeros(3, dtype=np.float32))
 
 
-@pytest.mark.parametrize("freeze_after", [-1, 1.5, "auto", None])
+@pytest.mark.parametrize("freeze_after", [-1, 1.5, "soon", None])
 def test_callback(freeze_after):
     with pytest.raises(ValueError, match=r"`freeze_after` .*must be"):
         FreezeEncoderCallback(freeze_after)

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack
-from torch import nn
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, SEERCrossQ, SplitExtractor
-from tests.helpers import DialEnv, LightEnv, PuckEnv, TinyEncoder, is_continuous
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, SEERCrossQ
+from tests.helpers import DialEnv, LightEnv, PuckEnv, TinyEncoder, is_continuous, make_puck_model
 
 # The last step at which a freeze finds half-trained heads, and where the run ends
 FREEZE_AFTER, TOTAL_TIMESTEPS = 700, 2000
@@ -89,41 +87,14 @@ def test_learns_through_the_freeze(algorithm, latent_dtype):
     assert final > evaluation.mean_return - 0.5
 
 
-class PuckEncoder(SplitExtractor):
-    def __init__(self, observation_space: spaces.Box, latent_dim: int = 16) -> None:
-        super().__init__(observation_space, latent_dim)
-        n_channels = observation_space.shape[0]
-        convolutions = [nn.Conv2d(n_channels, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU()]
-        self.trunk = nn.Sequential(*convolutions, nn.Flatten())
-        self.projection = nn.Linear(16 * 2 * 11, latent_dim)
-        self.head = nn.LayerNorm(latent_dim)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The encoder is frozen at step 200, before its first gradient step")
 @pytest.mark.parametrize("freeze_after, total_timesteps", [(800, 1500), (200, 1000)])
 def test_control_needs_an_encoder_that_has_learned_velocities(freeze_after, total_timesteps):
     """The settings of ``hyperparams/sac_seer.yml`` in small. An encoder that is frozen before its first update is no good."""
     learning_starts = 200
-    model = SEERSAC(
-        "CnnPolicy",
-        VecFrameStack(make_vec_env(PuckEnv, seed=0), 2),
-        buffer_size=freeze_after,
-        freeze_after=freeze_after,
-        augmentation="random_shift",
-        augmentation_kwargs=dict(pad=1),
-        n_augmentations=2,
-        n_views=2,
-        learning_starts=learning_starts,
-        learning_rate=1e-3,
-        batch_size=64,
-        gamma=0.9,
-        tau=0.02,
-        ent_coef="auto_0.1",
-        policy_kwargs=dict(features_extractor_class=PuckEncoder, net_arch=[64, 64], ortho_init=True, log_std_bounds=(-10, 2)),
-        seed=0,
-        device="cpu",
-    )
+    env = VecFrameStack(make_vec_env(PuckEnv, seed=0), 2)
+    model = make_puck_model(env, buffer_size=freeze_after, freeze_after=freeze_after, learning_starts=learning_starts)
     model.learn(total_timesteps)
     final = mean_return(model, VecFrameStack(make_vec_env(PuckEnv, seed=50), 2))
     print(freeze_after, final)

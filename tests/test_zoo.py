@@ -214,6 +214,12 @@ def test_hyperparameters_given_win_over_the_default(zoo: Callable[..., None], ca
     assert load("dqn_seer").gamma == 0.5
 
 
+def test_auto_is_a_time_to_freeze(zoo: Callable[..., None]) -> None:
+    train(zoo, "dqn_seer", params=("freeze_after:'auto'",))
+    assert load("dqn_seer").freeze_after == "auto"
+    assert load("dqn_seer").encoder_frozen
+
+
 def test_enjoy_does_not_allocate_the_replay_buffer(zoo: Callable[..., None]) -> None:
     # 2.3 GB
     train(zoo, "dqn_seer", params=("buffer_size:1000000",))
@@ -342,11 +348,12 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
     arguments = (1, 1, dict(using_her_replay_buffer=False, her_kwargs={}))
     trial = optuna.create_study().ask()
     assert "n_augmentations" not in sample(trial, *arguments)
-    token = registration.configured_hyperparams.set(dict(freeze_after=None))
-    try:
-        assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
-    finally:
-        registration.configured_hyperparams.reset(token)
+    for freeze_after in (None, "auto"):
+        token = registration.configured_hyperparams.set(dict(freeze_after=freeze_after))
+        try:
+            assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
+        finally:
+            registration.configured_hyperparams.reset(token)
 
 
 def test_crossq_is_searched_like_sac_but_for_the_target() -> None:

@@ -58,7 +58,7 @@ def sample_seer_params(
     Sampler for the hyperparameters of a SEER algorithm.
 
     * T_f (``freeze_after``) from 5 to 60 % of a trial, around the 10 to 64 % of the paper (figures 2 and 3); not where
-      the configuration says never (``freeze_after: null``)
+      the configuration says never (``freeze_after: null``) or ``auto``
     * K (``n_augmentations``) only where an augmentation is configured, and at most what is configured: K latents
       must fit into the memory of an image, and of that one it is known that they do
 
@@ -72,7 +72,7 @@ def sample_seer_params(
     configured = configured_hyperparams.get({})
     hyperparams = sample_with_configured_policy(sample_base_params, trial, n_actions, n_envs, additional_args)
 
-    if configured.get("freeze_after", 0.2) is not None:
+    if configured.get("freeze_after", 0.2) not in (None, "auto"):
         hyperparams["freeze_after"] = trial.suggest_float("freeze_after", 0.05, 0.6, step=0.05)
     max_augmentations = configured.get("n_augmentations", 1)
     if max_augmentations > 1:

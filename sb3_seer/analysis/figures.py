@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from sb3_seer.analysis.measures import debiased_cka, held_out_r2, spatial_attention, svcca
+from sb3_seer.analysis.measures import debiased_cka, spatial_attention, svcca
 from sb3_seer.analysis.run import AnalysedRun, Episodes, feature_maps, latents, layer_samples, newest_frames
 from sb3_seer.common.observations import map_parts
+from sb3_seer.common.regression import held_out_r2
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,9 +1,6 @@
-"""How similar two representations are, where an encoder looks, and what can be read from latents."""
+"""How similar two representations are, and where an encoder looks."""
 
 import numpy as np
-
-# Of a ridge regression on standardised inputs
-PENALTIES = 10.0 ** np.arange(-2, 6)
 
 
 def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -61,27 +58,3 @@ def spatial_attention(feature_maps: np.ndarray) -> np.ndarray:
     means = np.abs(feature_maps).mean(axis=1)
     exponentials = np.exp(means - means.max(axis=(1, 2), keepdims=True))
     return exponentials / exponentials.sum(axis=(1, 2), keepdims=True)
-
-
-def held_out_r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """
-    How well a linear map reads quantities from latents, on steps that it has not seen: fitted on the first half (ridge
-    regression), its penalty chosen on the next quarter, fitted again on both, and tested on the last quarter.
-
-    :param x: latents, in the order of the steps, shape ``(n, latent_dim)``
-    :param y: quantities, shape ``(n, n_quantities)``
-    :return: R2 of each: 1 if it is exact, 0 or less if it is no better than the mean; shape ``(n_quantities,)``
-    """
-    half, end = len(x) // 2, len(x) * 3 // 4
-    best = _ridge_r2(x[:half], y[:half], x[half:end], y[half:end]).argmax(axis=0)
-    return _ridge_r2(x[:end], y[:end], x[end:], y[end:])[best, np.arange(y.shape[1])]
-
-
-def _ridge_r2(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
-    """:return: R2 for each of the penalties, shape ``(n_penalties, n_quantities)``"""
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-8
-    u, s, vt = np.linalg.svd((x - mean) / scale, full_matrices=False)
-    projected, inner = (test_x - mean) / scale @ vt.T, u.T @ (y - y.mean(axis=0))
-    predictions = np.stack([projected @ ((s / (s**2 + penalty))[:, None] * inner) for penalty in PENALTIES])
-    errors = ((predictions + y.mean(axis=0) - test_y) ** 2).mean(axis=1)
-    return 1 - errors / np.maximum(test_y.var(axis=0), 1e-12)

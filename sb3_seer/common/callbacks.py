@@ -8,52 +8,78 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import get_action_dim
 
+from sb3_seer.common.auto_freeze import AutoFreeze
 from sb3_seer.common.warn import warn
 
 
-def check_freeze_after(freeze_after: Any) -> int | float | None:
+def check_freeze_after(freeze_after: Any) -> int | float | str | None:
     """
-    :param freeze_after: T_f: an integer number of steps, a float fraction of ``learn()``, or None for never
-    :return: T_f as an int or float of Python
+    :param freeze_after: T_f: an integer number of steps, a float fraction of ``learn()``, ``"auto"``, or None for never
+    :return: T_f, numbers as an int or float of Python
     :raises ValueError: for anything else
     """
-    if freeze_after is None:
-        return None
+    if freeze_after is None or (isinstance(freeze_after, str) and freeze_after == "auto"):
+        return freeze_after
     if isinstance(freeze_after, (int, np.integer)) and not isinstance(freeze_after, bool) and freeze_after >= 0:
         return int(freeze_after)
     if isinstance(freeze_after, (float, np.floating)) and 0 < freeze_after <= 1:
         return float(freeze_after)
     raise ValueError(
-        "`freeze_after` must be an int >= 0 (a number of steps), a float in (0, 1] (a fraction of learn()) "
-        f"or None (never), got {freeze_after!r}"
+        "`freeze_after` must be an int >= 0 (a number of steps), a float in (0, 1] (a fraction of learn()), "
+        f'"auto" or None (never), got {freeze_after!r}'
     )
 
 
 class FreezeEncoderCallback(BaseCallback):
     """
-    Freezes the encoder of a SEER algorithm after a number of steps: from then on the replay buffer holds latents.
+    Freezes the encoder of a SEER algorithm, after a number of steps, or once it has settled (``"auto"``, experimental): from
+    then on the replay buffer holds latents.
 
     A SEER algorithm attaches one by itself when its parameter ``freeze_after`` is set. Given among the callbacks
     of ``learn()``, or in the ``callback:`` entry of RL Zoo's YAML files, it takes the place of that parameter.
 
-    :param freeze_after: T_f: an integer number of steps (``num_timesteps``), or a float fraction in (0, 1] of the steps
-        of ``learn()``
+    With ``"auto"``, what each check measures (:class:`~sb3_seer.common.auto_freeze.AutoFreeze`) is logged as ``seer/drift``,
+    ``seer/dynamics`` and ``seer/dynamics_gain``. The bounds are fractions of all steps until the end of this ``learn()``: a
+    training that goes on from a saved model has the same ones.
+
+    :param freeze_after: T_f: an integer number of steps (``num_timesteps``), a float fraction in (0, 1] of the steps
+        of ``learn()``, or ``"auto"``
     :param verbose: 1 to print a line at the freeze
-    :raises ValueError: for another ``freeze_after``; for an algorithm without an encoder to freeze
+    :param when: another name of ``freeze_after``: ``FreezeEncoderCallback(when="auto")``
+    :param min_fraction: ``"auto"`` freezes at this fraction of the steps or later
+    :param max_fraction: ``"auto"`` freezes at this fraction of the steps in any case; 1 for only once the encoder has settled
+    :raises ValueError: for another value of a parameter; for an algorithm without an encoder to freeze
     """
 
     model: Any  # a SEER algorithm
 
-    def __init__(self, freeze_after: int | float = 0.2, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        freeze_after: int | float | str = 0.2,
+        verbose: int = 0,
+        when: int | float | str | None = None,
+        min_fraction: float = 0.05,
+        max_fraction: float = 0.5,
+    ) -> None:
         super().__init__(verbose)
-        checked = check_freeze_after(freeze_after)
+        checked = check_freeze_after(freeze_after if when is None else when)
         if checked is None:
-            raise ValueError("`freeze_after` of a FreezeEncoderCallback must be an int or a float, got None")
+            raise ValueError('`freeze_after` of a FreezeEncoderCallback must be an int, a float or "auto", got None')
+        if not 0 <= min_fraction <= max_fraction <= 1:
+            raise ValueError(
+                f"`min_fraction` and `max_fraction` must be 0 <= min_fraction <= max_fraction <= 1, "
+                f"got {min_fraction!r} and {max_fraction!r}"
+            )
         self.freeze_after = checked
+        self.min_fraction, self.max_fraction = min_fraction, max_fraction
 
     def _init_callback(self) -> None:
         if not hasattr(self.model, "freeze_encoder"):
             raise ValueError(f"`model` of a FreezeEncoderCallback must be a SEER algorithm, got {type(self.model).__name__}")
+        if self.freeze_after == "auto":
+            self.model._check_has_encoder()
+            if self.model.auto_freeze is None and not self.model.encoder_frozen:
+                self.model.auto_freeze = AutoFreeze(np.random.default_rng(self.model.seed))
 
     def _on_training_start(self) -> None:
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
@@ -63,18 +89,38 @@ class FreezeEncoderCallback(BaseCallback):
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
                 f"{when}. To train in several calls, set freeze_after to a number of steps"
             )
-        self._freeze_if_due()
+        if self.freeze_after != "auto":
+            self._freeze_if_due()
 
     def _on_step(self) -> bool:
         self._freeze_if_due()
         return True
 
     def _freeze_if_due(self) -> None:
-        if self.model.num_timesteps < freeze_step(self.model, self.freeze_after) or self.model.encoder_frozen:
+        if self.model.encoder_frozen:
             return
-        self.model.freeze_encoder()
-        if self.verbose >= 1:
-            print(f"Encoder frozen after {self.model.num_timesteps} steps")
+        if isinstance(self.freeze_after, str):
+            why = self._why_auto()
+        else:
+            why = "" if self.model.num_timesteps >= freeze_step(self.model, self.freeze_after) else None
+        if why is not None:
+            self.model.freeze_encoder()
+            if self.verbose >= 1:
+                print(f"Encoder frozen after {self.model.num_timesteps} steps{why}")
+
+    def _why_auto(self) -> str | None:
+        """:return: why ``"auto"`` freezes now, None if it does not"""
+        fraction = self.model.num_timesteps / self.model._total_timesteps
+        if self.max_fraction < 1 and fraction >= self.max_fraction:
+            return f": at max_fraction={self.max_fraction}"
+        check = self.model.auto_freeze.check(self.model)
+        if check is None:
+            return None
+        for name, value in check._asdict().items():
+            self.logger.record(f"seer/{name}", value)
+        if fraction < self.min_fraction or not check.is_settled:
+            return None
+        return f": drift {check.drift:.3f}, dynamics {check.dynamics:.3f} ({check.dynamics_gain:+.3f})"
 
 
 class NoiseScheduleCallback(BaseCallback):

@@ -259,16 +259,17 @@ class SEERPolicy(BasePolicy):
         """
         return center_crop(images, self.image_space)
 
-    def encode(self, images: PyTorchObs) -> th.Tensor:
+    def encode(self, images: PyTorchObs, networks: Sequence[LatentNetwork] | None = None) -> th.Tensor:
         """
-        Encode for all networks at once: convolutions that they share run once.
+        Encode for several networks at once: convolutions that they share run once.
 
         :param images: batch of augmented images; of ``Dict`` observations, by key
+        :param networks: None for the N ``encoder_networks``
         :return: float32 latents without a graph, shape ``(batch_size, N, L)``
         """
         self.set_training_mode(False)
         with th.no_grad():
-            return th.stack(self._encode(images, self.encoder_networks), dim=1)
+            return th.stack(self._encode(images, networks or self.encoder_networks), dim=1)
 
     def encode_observations(self, observations: Observations) -> th.Tensor:
         """

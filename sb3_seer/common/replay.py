@@ -417,6 +417,21 @@ class LatentReplayBuffer(ReplayBuffer):
         arrays: Any = self._normalize_obs({key: array[rows, envs, which] for key, array in self.vector_obs.items()}, env)
         return {key: _repeat(self.to_torch(array), n_views) for key, array in arrays.items()}
 
+    def images_at(self, indices: np.ndarray) -> tuple[Observations, Observations, np.ndarray]:
+        """
+        Transitions as they were added, not augmented; no random number is drawn.
+
+        :param indices: from 0 to ``size() * n_envs - 1``, shape ``(batch_size,)``
+        :return: the images of the observations and of the next ones (one step later), and the actions
+        :raises ValueError: in the latents stage
+        """
+        if not isinstance(self.store, ImageStore):
+            raise ValueError(f"`images_at()` needs the stage 'images' and stored transitions, got {self.stage!r}")
+        rows, envs = np.divmod(indices, self.n_envs)
+        slots = self._slots(rows)
+        frames, next_frames = self.store.observations(slots, envs), self.store.next_observations(slots, envs)
+        return self.layout.to_images(frames), self.layout.to_images(next_frames), self.actions[rows, envs]
+
     def latents_dataset(self) -> "LatentsDataset":
         """
         :return: the stored transitions as a data set, to train a model on latents offline

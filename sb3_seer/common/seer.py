@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
+from sb3_seer.common.auto_freeze import AutoFreeze
 from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.encoding import LatentCodec
@@ -60,7 +61,8 @@ class SEERMixin(OffPolicyAlgorithm):
     Without images (``MlpPolicy``) there is no encoder: the algorithm trains as the SB3 class, and warns once.
 
     :param args: as for the SB3 class
-    :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, or None for never.
+    :param freeze_after: T_f: an integer number of steps, a float fraction in (0, 1] of ``learn()``, ``"auto"`` (experimental)
+        for once the encoder has settled (:class:`~sb3_seer.common.auto_freeze.AutoFreeze`), or None for never.
         To train in several calls of ``learn()``, give a number of steps
     :param n_augmentations: K, stored copies of each observation, each augmented differently
         (1 without augmentation)
@@ -90,7 +92,7 @@ class SEERMixin(OffPolicyAlgorithm):
     def __init__(
         self,
         *args: Any,
-        freeze_after: int | float | None = 0.2,
+        freeze_after: int | float | str | None = 0.2,
         n_augmentations: int = 1,
         augmentation: str | nn.Module | None = None,
         augmentation_kwargs: dict[str, Any] | None = None,
@@ -114,6 +116,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self.pretrained_part = pretrained_part
         self._pretrained = False  # whether pretrained_encoder is loaded
         self.encoder_frozen = False
+        self.auto_freeze: AutoFreeze | None = None  # from the first step to the freeze, with freeze_after="auto"
         self.n_stack = 1
         # The range of uint8 latents: saved with the model, which may be loaded without its buffer
         self._latent_codec: LatentCodec | None = None
@@ -174,6 +177,8 @@ class SEERMixin(OffPolicyAlgorithm):
         return None
 
     def _set_up_without_encoder(self, why_not: str) -> None:
+        if self.freeze_after == "auto":
+            raise ValueError(f'`freeze_after` must not be "auto" where there is no encoder to freeze: {why_not}')
         warn(f"{type(self).__name__} has no encoder to freeze {why_not}")
         for name in ("pretrained_encoder", "batch_size_after_freeze", "gradient_steps_after_freeze"):
             if getattr(self, name) is not None:
@@ -314,7 +319,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
         self._latent_codec = self.replay_buffer.encoder.codec
-        self.encoder_frozen = True
+        self.encoder_frozen, self.auto_freeze = True, None
         # learn() reads both before each update
         if self.batch_size_after_freeze is not None:
             self.batch_size = int(self.batch_size_after_freeze)

@@ -1,0 +1,129 @@
+"""
+``freeze_after="auto"``: freeze once the encoder has nearly stopped changing, and gets no better at the dynamics.
+
+Both are measured with linear maps between latents, on transitions of the replay buffer. How far the weights move would
+not say it: a layer can change a lot and mean the same to the layer after it.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, batch_size
+from sb3_seer.common.observations import map_parts
+from sb3_seer.common.regression import linear_predictability
+from sb3_seer.common.type_aliases import Observations
+
+# The constants of the criterion: docs/guides/freeze.md says what they were chosen by
+N_CHECKS = 40  # over the steps of learn()
+MAX_DRIFT = 0.2
+MAX_GAIN = 0.05
+
+N_TRANSITIONS = 256  # in the batch of a check, with two observations each
+MAX_COST = 0.01  # operations of the checks, as a part of those of the updates
+
+
+class FreezeCheck(NamedTuple):
+    """
+    What a check has measured.
+
+    :param drift: how much of the latents cannot be told linearly from the latents of the encoder at the check before, 0 to 1
+    :param dynamics: how much of the next latents can be told linearly from the latent and the action, 0 to 1
+    :param dynamics_gain: by how much that is more than at the check before, on the same transitions
+    """
+
+    drift: float
+    dynamics: float
+    dynamics_gain: float
+
+    @property
+    def is_settled(self) -> bool:
+        """whether the encoder can be frozen"""
+        return self.drift <= MAX_DRIFT and self.dynamics_gain <= MAX_GAIN
+
+
+@dataclass
+class AutoFreeze:
+    """
+    The criterion, and what it remembers between two checks: an attribute of the algorithm, saved with it.
+
+    :param rng: draws the transitions. The random numbers of the training stay as they are
+    :param snapshot: weights of the encoder at the last check, on the CPU
+    :param flops: operations of the training until the last check, counted by a :class:`~sb3_seer.common.flops.FlopsCallback`
+    """
+
+    rng: np.random.Generator
+    snapshot: list[dict[str, th.Tensor]] | None = None
+    flops: int = 0
+
+    def check(self, model: Any) -> FreezeCheck | None:
+        """
+        Compare the encoder with its snapshot, and take the next one: ``N_CHECKS`` times in ``learn()``, once there are enough
+        transitions, and less often where there are too few updates to keep the cost below ``MAX_COST``.
+
+        :param model: a SEER algorithm that stores images
+        :return: what was measured, None if it is not the time or if there was no snapshot
+        """
+        count, cost = getattr(model, "flops_count", None), 0
+        if count is not None:
+            cost = 4 * N_TRANSITIONS * count.networks[0]  # two observations of each, through two encoders
+        if not _is_time(model) or (count is not None and cost > MAX_COST * (count.flops - self.flops)):
+            return None
+        check = None if self.snapshot is None else self.compare(model)
+        if count is not None:
+            count.flops += 0 if check is None else cost
+            self.flops = count.flops
+        modules = model.policy.encoder_networks[0].encoder_modules()
+        self.snapshot = [{name: tensor.cpu().clone() for name, tensor in module.state_dict().items()} for module in modules]
+        return check
+
+    def compare(self, model: Any) -> FreezeCheck:
+        """
+        :param model: a SEER algorithm that stores images
+        :return: how its encoder differs from the snapshot
+        """
+        assert self.snapshot is not None
+        policy, buffer = model.policy, model.replay_buffer
+        policy.set_training_mode(False)
+        new = policy.encoder_networks[0]
+        old = copy.deepcopy(new, {id(getattr(new, "optimizer", None)): None})  # without its optimizer
+        for module, weights in zip(old.encoder_modules(), self.snapshot, strict=True):
+            module.load_state_dict(weights)
+        indices = self.rng.choice(buffer.size() * buffer.n_envs, size=N_TRANSITIONS, replace=False)
+        *images, actions = buffer.images_at(indices)
+        (old_now, new_now), (old_next, new_next) = (_encode(policy, part, [old, new]) for part in images)
+        # A linear map is fitted on both observations of a transition, or on neither
+        old_all, new_all = (
+            np.hstack(both).reshape(2 * N_TRANSITIONS, -1) for both in ((old_now, old_next), (new_now, new_next))
+        )
+        actions = _as_numbers(actions, model.action_space)
+        dynamics, old_dynamics = (
+            linear_predictability(now, after, actions) for now, after in ((new_now, new_next), (old_now, old_next))
+        )
+        return FreezeCheck(1 - linear_predictability(old_all, new_all), dynamics, dynamics - old_dynamics)
+
+
+def _is_time(model: Any) -> bool:
+    """:return: whether a multiple of 1 / N_CHECKS of all steps was reached, and there are updates and enough transitions"""
+    step, total = model.num_timesteps, model._total_timesteps
+    is_next = step * N_CHECKS // total > (step - model.n_envs) * N_CHECKS // total
+    return is_next and model._n_updates > 0 and model.replay_buffer.size() * model.n_envs >= N_TRANSITIONS
+
+
+def _encode(policy: Any, observations: Observations, networks: list[Any]) -> list[np.ndarray]:
+    """:return: latents of each network, shape ``(n, L)``, in float64"""
+    images = policy.center_crop(map_parts(lambda part: th.as_tensor(part, device=policy.device), observations))
+    latents = []
+    for start in range(0, batch_size(observations), MAX_ENCODER_INPUTS):
+        some = map_parts(lambda part: part[start : start + MAX_ENCODER_INPUTS], images)  # noqa: B023
+        latents.append(policy.encode(some, networks))
+    return [part.cpu().double().numpy() for part in th.cat(latents).unbind(dim=1)]
+
+
+def _as_numbers(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """:return: discrete actions as one-hot vectors, others as they are, shape ``(n, n_numbers)``"""
+    return np.eye(int(space.n))[actions[:, 0].astype(int)] if isinstance(space, spaces.Discrete) else actions
