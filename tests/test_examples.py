@@ -33,6 +33,7 @@ def test_the_script_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sac_is_swapped_by_one_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("Box2D", reason="It is in an extra")
     monkeypatch.setattr(sys, "argv", ["swap_sac.py", "--algo", "sac", *ARGUMENTS["swap_sac.py"]])
     runpy.run_path(str(EXAMPLES / "swap_sac.py"), run_name="__main__")
     output = capsys.readouterr().out
