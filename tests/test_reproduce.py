@@ -47,11 +47,6 @@ def seeds(n: int, row: Row = TINY) -> list[Row]:
     return [replace(row, seed=seed) for seed in range(n)]
 
 
-def trainings(row: Row, folder: Path) -> list[str]:
-    """:return: the commands that were started for it"""
-    return [line for line in (folder / row.name / "log.txt").read_text().splitlines() if "-m rl_zoo3.train" in line]
-
-
 # ---- manifests ----
 
 
@@ -148,7 +143,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
     monkeypatch.setattr(LightEnv, "step", killed)
     assert runner.run_row(TINY, tmp_path).problem is None
-    first, second = trainings(TINY, tmp_path)
+    log = (tmp_path / TINY.name / "log.txt").read_text()
+    first, second = (line for line in log.splitlines() if "-m rl_zoo3.train" in line)
     assert " -i " not in first and f"/checkpoint/{kill_at // 20 * 20}/model.zip" in second
     # As without the kill: steps, updates, evaluations, operations, and the freeze in its place
     run = Run.load(TINY.run_folder(tmp_path))
@@ -178,6 +174,8 @@ def argument(name):
 
 seed, home = argument("--seed"), Path(argument("-f"))
 (home / "worker").write_text(str(os.getppid()))
+with (home / "trainings.txt").open("a") as file:
+    print(*sys.argv, file=file)
 if seed == os.environ.get("FAIL"):
     sys.exit("no such thing")
 checkpoint = home / "checkpoint" / "20" / "model.zip"
@@ -206,6 +204,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.setenv("SB3_SEER_NO_ZOO_HOOK", "1")
     return tmp_path / "rows"
+
+
+def trainings(row: Row, folder: Path) -> list[str]:
+    """:return: the arguments of each training that was started for it"""
+    return (folder / row.name / "trainings.txt").read_text().splitlines()
 
 
 @pytest.fixture
@@ -268,7 +271,7 @@ def test_a_killed_runner_loses_no_finished_row_and_trains_none_twice(n_finished:
     run({rows!r}, Path({str(stand_in)!r}), jobs=2)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    started = stand_in / rows[1].name / "log.txt"
+    started = stand_in / rows[1].name / "trainings.txt"
     wait_for(lambda: started.exists() and sum(row.is_finished(stand_in) for row in rows) >= n_finished)
     process.kill()
     process.wait()
