@@ -251,6 +251,8 @@ def test_nothing_is_kept_after_the_freeze(small_checks):
 
 
 def test_bad_input():
+    with pytest.raises(ValueError, match="two names of one parameter, got 100 and 'auto'"):
+        FreezeEncoderCallback(100, when="auto")
     for make in (lambda: make_model(SEERDQN, freeze_after="never"), lambda: FreezeEncoderCallback(when="never")):
         with pytest.raises(ValueError, match=r'`freeze_after` must be .*"auto" or None \(never\), got \'never\''):
             make()

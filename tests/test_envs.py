@@ -1,4 +1,4 @@
-"""Wrappers of environments; those of dm_control and MuJoCo as cameras see them. Drawn through EGL, without a display."""
+"""Wrappers of environments, and images of dm_control and MuJoCo. Drawn through EGL, without a display."""
 
 import os
 import subprocess

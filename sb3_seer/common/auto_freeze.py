@@ -24,7 +24,7 @@ MAX_DRIFT = 0.2
 MAX_GAIN = 0.05
 
 N_TRANSITIONS = 256  # in the batch of a check, with two observations each
-MAX_COST = 0.01  # operations of the checks, as a part of those of the updates
+MAX_COST = 0.01  # most operations of the checks, as a fraction of the updates'
 
 
 class FreezeCheck(NamedTuple):

@@ -62,6 +62,8 @@ class FreezeEncoderCallback(BaseCallback):
         max_fraction: float = 0.5,
     ) -> None:
         super().__init__(verbose)
+        if when is not None and freeze_after not in (0.2, when):
+            raise ValueError(f"`freeze_after` and `when` are two names of one parameter, got {freeze_after!r} and {when!r}")
         checked = check_freeze_after(freeze_after if when is None else when)
         if checked is None:
             raise ValueError('`freeze_after` of a FreezeEncoderCallback must be an int, a float or "auto", got None')
