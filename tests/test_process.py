@@ -27,8 +27,8 @@ def megabytes():
 page_faults()
 before = page_faults()
 done = tune_process()
-page_faults()
-after, kept = page_faults(), megabytes()
+# Where the heap has holes, it may take a few rounds until it is large enough
+after, kept = min(page_faults() for _ in range(5)), megabytes()
 return_freed_memory()
 print(done, before, after, kept - megabytes())
 """
