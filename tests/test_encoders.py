@@ -45,6 +45,16 @@ def test_pixel_encoder_starts_delta_orthogonal():
     assert convolution.weight.count_nonzero() == centre.count_nonzero()
 
 
+def test_pixel_encoder_can_start_orthogonal_as_drqs():
+    first, second = (PixelEncoder(image_space(9, 84, 84), conv_init="orthogonal").trunk[i] for i in (1, 3))
+    for convolution in (first, second):
+        rows = convolution.weight.flatten(1)
+        th.testing.assert_close(rows @ rows.T, 2 * th.eye(32))
+        assert (convolution.weight != 0).all()
+    with pytest.raises(ValueError, match=r'`conv_init` must be "delta_orthogonal" or "orthogonal", got \'xavier\''):
+        PixelEncoder(image_space(9, 84, 84), conv_init="xavier")
+
+
 def test_data_efficient_encoder_is_the_papers():
     encoder = DataEfficientCNN(image_space(4, 84, 84))
     assert encoder.latent_dim == encoder.features_dim == 576

@@ -53,7 +53,8 @@ def test_the_generated_files_are_up_to_date() -> None:
     for name in generator["EXPERIMENTS"]:
         assert (GENERATOR.parent / f"{name}.yml").read_text() == generator["text"](name), name
     by_hand = {"curl_seer_paper", "sac_seer_paper"}
-    assert {file.stem for file in GENERATOR.parent.glob("*.yml")} == {*generator["EXPERIMENTS"], *by_hand}
+    experiments = set(generator["EXPERIMENTS"]) - {"../curl_seer"}
+    assert {file.stem for file in GENERATOR.parent.glob("*.yml")} == experiments | by_hand
 
 
 def test_an_experiment_changes_what_the_paper_says_and_nothing_else() -> None:

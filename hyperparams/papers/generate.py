@@ -3,7 +3,8 @@ Write the files of the papers' experiments: a base file with what the experiment
 
     python hyperparams/papers/generate.py
 
-RL Zoo reads one plain YAML file, so each experiment has its own. The bases are edited by hand, these files are not.
+RL Zoo reads one plain YAML file, so each experiment has its own. The bases are edited by hand, these files are not. Nor is
+curl_seer.yml, which has the agents of sac_seer.yml.
 SEER: Chen et al. 2021, https://arxiv.org/abs/2103.02886, tables, figures and T_f of its appendix.
 LeVER: an earlier version of that paper, section 5.4.
 """
@@ -95,6 +96,13 @@ DM_CONTROL = tuple(
 CHEETAH = ("dm_control/cheetah-run-v0",)
 GAMES = ("atari", "CrazyClimberNoFrameskip-v4", "PrivateEyeNoFrameskip-v4", "QbertNoFrameskip-v4")
 EXPERIMENTS = {
+    "../curl_seer": Experiment(
+        "The agents of sac_seer.yml with CURL's contrastive loss (Srinivas et al. 2020, https://arxiv.org/abs/2004.04136) until\n"
+        "# the freeze. SEER's and CURL's own settings: papers/curl_seer_paper.yml, papers/curl.yml",
+        "sac_seer.yml",
+        lambda env_id, block: block,
+        ("default", *DM_CONTROL),
+    ),
     "curl": Experiment("CURL: the baseline of figure 2 and the upper bound of figure 5", CURL, never_frozen),
     "curl_batch_128": Experiment("CURL with a batch of 128: LeVER's section 5.4", CURL, batch_size(128), CHEETAH),
     "curl_batch_256": Experiment("CURL with a batch of 256: LeVER's section 5.4", CURL, batch_size(256), CHEETAH),
@@ -136,24 +144,26 @@ EXPERIMENTS = {
 def text(name: str) -> str:
     """
     :param name: key of ``EXPERIMENTS``
-    :return: its YAML file: the first block in full, of the others what differs from it
+    :return: its YAML file: "default" and the first block in full, of the others what differs from the first
     """
     title, base, change, env_ids = EXPERIMENTS[name]
     blocks = yaml.safe_load((PAPERS.parent / base).read_text())
-    blocks.pop("default", None)
-    changed = {env_id: change(env_id, blocks.get(env_id) or blocks["atari"]) for env_id in env_ids or blocks}
+    env_ids = env_ids or tuple(env_id for env_id in blocks if env_id != "default")
+    changed = {env_id: change(env_id, blocks.get(env_id) or blocks["atari"]) for env_id in env_ids}
     lines = [f"# {title}", f"# Written by generate.py from {base}, which explains the settings. Not to be edited by hand", ""]
-    first_id, *_ = changed
-    for env_id, block in changed.items():
-        is_first = env_id == first_id
-        lines.append(f"{env_id}: &first" if is_first and len(changed) > 1 else f"{env_id}:")
-        if not is_first:
-            lines.append("  <<: *first")
-            block = {key: value for key, value in block.items() if value != changed[first_id].get(key)}
-        if block:
-            lines += [f"  {line}" for line in yaml.safe_dump(block, sort_keys=False, width=200).splitlines()]
-        lines.append("")
+    default = changed.pop("default", None)
+    if default is not None:
+        lines += ["default:", *_indented(default), ""]
+    (_, first), *others = changed.items()
+    lines += [f"{next(iter(changed))}:{' &first' if others else ''}", *_indented(first), ""]
+    for env_id, block in others:
+        different = {key: value for key, value in block.items() if value != first.get(key)}
+        lines += [f"{env_id}:", "  <<: *first", *_indented(different), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _indented(block: Block) -> list[str]:
+    return [f"  {line}" for line in yaml.safe_dump(block, sort_keys=False, width=200).splitlines()] if block else []
 
 
 if __name__ == "__main__":

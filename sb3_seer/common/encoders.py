@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -164,7 +165,7 @@ class PixelEncoder(LayeredExtractor):
     four 3x3 convolutions with 32 filters (strides 2, 1, 1, 1), a linear layer to the latent, and layer
     normalisation as the head. The freeze takes the convolutions and the linear layer.
 
-    As in the released code, the weights are initialised delta-orthogonally (convolutions) and orthogonally (linear).
+    As in the released code, the convolutions start delta-orthogonal and the linear layer orthogonal.
     Unlike it, the normalisation keeps learning after the freeze: the paper freezes the convolutions and the linear
     layer only.
 
@@ -173,7 +174,10 @@ class PixelEncoder(LayeredExtractor):
     :param n_filters: filters of each convolution
     :param tanh: whether a tanh follows the normalisation, as in SAC-AE and DrQ (not in CURL and SEER)
     :param freeze_at: the last layer that is frozen: ``"conv1"`` to ``"conv4"``, or ``"fc1"``, the linear layer
-    :raises ValueError: if there is no such layer
+    :param conv_init: how convolutions start: ``"delta_orthogonal"`` (Xiao et al. 2018, https://arxiv.org/abs/1806.05393; as
+        in SAC-AE, CURL and SEER) is an orthogonal map of the centre pixel's channels, ``"orthogonal"`` (DrQ and
+        DrQ-v2) one of the whole window
+    :raises ValueError: if there is no such layer, or no such ``conv_init``
     """
 
     def __init__(
@@ -183,7 +187,10 @@ class PixelEncoder(LayeredExtractor):
         n_filters: int = 32,
         freeze_at: str = "fc1",
         tanh: bool = False,
+        conv_init: str = "delta_orthogonal",
     ) -> None:
+        if conv_init not in ("delta_orthogonal", "orthogonal"):
+            raise ValueError(f'`conv_init` must be "delta_orthogonal" or "orthogonal", got {conv_init!r}')
         n_channels = observation_space.shape[0]
         layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU(inplace=True)]
         for _ in range(3):
@@ -193,13 +200,13 @@ class PixelEncoder(LayeredExtractor):
         normalization = nn.LayerNorm(latent_dim)
         head = nn.Sequential(normalization, nn.Tanh()) if tanh else normalization
         super().__init__(observation_space, convolutions, fc1, head, freeze_at)
-        self.apply(_delta_orthogonal_init)
+        self.apply(partial(_orthogonal_init, only_centre=conv_init == "delta_orthogonal"))
 
 
-def _delta_orthogonal_init(module: nn.Module) -> None:
+def _orthogonal_init(module: nn.Module, only_centre: bool) -> None:
     """
-    Orthogonal linear layers; convolutions that start as an orthogonal map of the centre pixel's channels
-    (Xiao et al. 2018, https://arxiv.org/abs/1806.05393).
+    :param module: linear layers and convolutions are initialised, others left
+    :param only_centre: whether convolutions see the centre pixel of their window only
     """
     if isinstance(module, nn.Linear):
         nn.init.orthogonal_(module.weight)
@@ -209,7 +216,8 @@ def _delta_orthogonal_init(module: nn.Module) -> None:
         nn.init.zeros_(module.weight)
         nn.init.zeros_(module.bias)
         centre = module.kernel_size[0] // 2
-        nn.init.orthogonal_(module.weight.data[:, :, centre, centre], gain=nn.init.calculate_gain("relu"))
+        weight = module.weight.data[:, :, centre, centre] if only_centre else module.weight
+        nn.init.orthogonal_(weight, gain=nn.init.calculate_gain("relu"))
 
 
 class DataEfficientCNN(LayeredExtractor):
