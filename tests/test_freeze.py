@@ -348,6 +348,16 @@ def test_learn_in_a_loop_does_not_freeze_at_once_in_silence():
             model.learn(30, reset_num_timesteps=False)
 
 
+def test_steps_that_are_counted_from_0_again_are_said_before_they_move_the_freeze():
+    """As RL Zoo's ``-i`` does."""
+    model = make_model(SEERDQN, freeze_after=40).learn(30)
+    with pytest.warns(UserWarning, match=r"freeze_after=40 is counted from 0 again in this learn\(\), after \d+ gradient"):
+        model.learn(50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(30)  # frozen
+
+
 def test_a_subclass_of_the_buffer_is_allowed(tmp_path):
     class Mine(LatentReplayBuffer):
         pass

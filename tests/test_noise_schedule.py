@@ -54,3 +54,5 @@ def test_it_is_saved_and_goes_on_with_the_model(tmp_path):
     loaded, recorder = SEERTD3.load(tmp_path / "model", env=DialEnv(), device="cpu"), Recorder()
     loaded.learn(10, callback=[NoiseScheduleCallback(end=40), recorder], reset_num_timesteps=False)
     np.testing.assert_allclose(recorder.stds, 1.0 - 0.9 * np.arange(20, 30) / 40)
+    with pytest.warns(UserWarning, match=r"The noise falls from 1\.0 again in this learn\(\), after \d+ gradient steps"):
+        loaded.learn(10, callback=NoiseScheduleCallback(end=40))

@@ -97,8 +97,8 @@ CHEETAH = ("dm_control/cheetah-run-v0",)
 GAMES = ("atari", "CrazyClimberNoFrameskip-v4", "PrivateEyeNoFrameskip-v4", "QbertNoFrameskip-v4")
 EXPERIMENTS = {
     "../curl_seer": Experiment(
-        "The agents of sac_seer.yml with CURL's contrastive loss (Srinivas et al. 2020, https://arxiv.org/abs/2004.04136) until\n"
-        "# the freeze. SEER's and CURL's own settings: papers/curl_seer_paper.yml, papers/curl.yml",
+        "The agents of sac_seer.yml with CURL's contrastive loss until the freeze (Srinivas et al. 2020,\n"
+        "# https://arxiv.org/abs/2004.04136). SEER's and CURL's own settings: papers/curl_seer_paper.yml, papers/curl.yml",
         "sac_seer.yml",
         lambda env_id, block: block,
         ("default", *DM_CONTROL),

@@ -91,6 +91,12 @@ class FreezeEncoderCallback(BaseCallback):
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
                 f"{when}. To train in several calls, set freeze_after to a number of steps"
             )
+        if isinstance(self.freeze_after, int) and not self.model.encoder_frozen and _counts_again(self.model):
+            warn(
+                f"freeze_after={self.freeze_after} is counted from 0 again in this learn(), after {self.model._n_updates} "
+                "gradient steps before it. Set it to the steps that are left until the freeze, or learn with "
+                "reset_num_timesteps=False"
+            )
         if self.freeze_after != "auto":
             self._freeze_if_due()
 
@@ -165,6 +171,11 @@ class NoiseScheduleCallback(BaseCallback):
         self.logger.record("rollout/noise_std", std)
 
     def _on_training_start(self) -> None:
+        if _counts_again(self.model):
+            warn(
+                f"The noise falls from {self.initial_std} again in this learn(), after {self.model._n_updates} gradient steps "
+                "before it. Set initial_std and end to what is left of it, or learn with reset_num_timesteps=False"
+            )
         self._set_noise()
 
     def _on_rollout_end(self) -> None:
@@ -184,6 +195,11 @@ def freeze_step(model: Any, freeze_after: int | float) -> int:
         return freeze_after
     start, end = model._num_timesteps_at_start, model._total_timesteps
     return start + max(round(freeze_after * (end - start)), 1)
+
+
+def _counts_again(model: Any) -> bool:
+    """:return: whether ``learn()``, which was just called, counts steps from 0 again, though the model was trained before"""
+    return bool(model.num_timesteps == 0 and model._n_updates > 0)
 
 
 def walk(callback: Any) -> Iterator[BaseCallback]:
