@@ -348,8 +348,11 @@ def test_learn_in_a_loop_does_not_freeze_at_once_in_silence():
             model.learn(30, reset_num_timesteps=False)
 
 
-def test_steps_that_are_counted_from_0_again_are_said_before_they_move_the_freeze():
+def test_counting_steps_from_0_again_warns_that_it_moves_the_freeze():
     """As RL Zoo's ``-i`` does."""
+    model = make_model(SEERDQN, freeze_after="auto").learn(1_000, callback=StopTrainingOnMaxEpisodes(2))
+    with pytest.warns(UserWarning, match="freeze_after='auto' is counted from 0 again"):
+        model.learn(50)
     model = make_model(SEERDQN, freeze_after=40).learn(30)
     with pytest.warns(UserWarning, match=r"freeze_after=40 is counted from 0 again in this learn\(\), after \d+ gradient"):
         model.learn(50)

@@ -91,9 +91,9 @@ class FreezeEncoderCallback(BaseCallback):
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
                 f"{when}. To train in several calls, set freeze_after to a number of steps"
             )
-        if isinstance(self.freeze_after, int) and not self.model.encoder_frozen and _counts_again(self.model):
+        elif not self.model.encoder_frozen and _counts_again(self.model):
             warn(
-                f"freeze_after={self.freeze_after} is counted from 0 again in this learn(), after {self.model._n_updates} "
+                f"freeze_after={self.freeze_after!r} is counted from 0 again in this learn(), after {self.model._n_updates} "
                 "gradient steps before it. Set it to the steps that are left until the freeze, or learn with "
                 "reset_num_timesteps=False"
             )
