@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from safetensors.torch import save_file
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 from torch import nn
@@ -77,7 +78,7 @@ def test_weights_come_from_a_file(suffix, saved, tmp_path):
     backbone, weights = saved
     if suffix == "safetensors":
         weights = str(tmp_path / "backbone.safetensors")
-        pytest.importorskip("safetensors.torch").save_file(backbone.state_dict(), weights)
+        save_file(backbone.state_dict(), weights)
     encoder = PretrainedEncoder(spaces.Box(0, 255, (1, 16, 16), np.uint8), **grey(weights=weights))
     assert_same(dict(encoder.trunk.module.state_dict()), dict(backbone.state_dict()))
 
