@@ -30,7 +30,7 @@ class ObservationStore(ABC):
         self.is_open = np.zeros(len(pending), dtype=bool)
         # is_linked[s, e]: the next observation of slot s is the observation of slot s + 1
         self.is_linked = np.zeros(ring.shape[:2], dtype=bool)
-        # By slot and env, next observations that are not linked
+        # By slot and env, next observations that are not linked; that of the newest step is `pending`
         self.extra_next: dict[tuple[int, int], np.ndarray] = {}
 
     @property
@@ -52,7 +52,7 @@ class ObservationStore(ABC):
         :param continues: for each env, whether the step to be added starts from the next observation of the newest one
         :return: the slot to write
         """
-        for env in self.is_open.nonzero()[0].tolist():
+        for env in range(len(self.pending) if self.size > 0 else 0):
             if continues[env]:
                 self.is_linked[self.newest, env] = True
             else:
@@ -140,8 +140,6 @@ class ImageStore(ObservationStore):
                     self.extra_frames[slot, env] = older_frames(obs[env])
             self.is_shifted[env] = is_shifted_stack(obs[env], next_obs[env])
         self.pending[:], self.is_open = next_obs, ~done
-        for env in done.nonzero()[0].tolist():
-            self.extra_next[slot, env] = self._pending_of(env)
 
     def observations(self, slots: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
@@ -213,8 +211,6 @@ class LatentStore(ObservationStore):
         slot = self._advance(continues)
         self.ring[slot] = latents
         self.pending, self.is_open = next_latents, ~done
-        for env in done.nonzero()[0].tolist():
-            self.extra_next[slot, env] = self._pending_of(env)
 
     def latents(self, slots: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
         """
