@@ -7,13 +7,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import NatureCNN
-from stable_baselines3.common.utils import polyak_update as sb3_polyak_update
 
 from benchmarks import speed
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
 from sb3_seer.common.encoders import FlattenPixels
 from sb3_seer.common.extractors import split
-from sb3_seer.common.policies import polyak_update, preprocess_images
+from sb3_seer.common.policies import preprocess_images
 from sb3_seer.dqn.policies import CnnPolicy
 from sb3_seer.rainbow.noisy import NoisyLinear
 from tests.helpers import ALGORITHMS, TinyEncoder, assert_same, encoder_state, make_model
@@ -24,17 +23,6 @@ BFLOAT16 = dict(rtol=0.03, atol=0.03)
 
 def images(n: int, size: int = 16) -> th.Tensor:
     return th.randint(0, 256, (n, 1, size, size), dtype=th.uint8)
-
-
-@pytest.mark.parametrize("tau", [0.0, 0.01, 1.0])
-def test_the_target_moves_as_in_sb3(tau):
-    params, targets = [[th.randn(3, 2), th.randn(5)] for _ in range(2)]
-    expected = copy.deepcopy(targets)
-    sb3_polyak_update(params, expected, tau)
-    polyak_update(iter(params), iter(targets), tau)
-    # Exactly there, or not at all
-    th.testing.assert_close(targets, expected, **(dict(rtol=0, atol=0) if tau in (0, 1) else {}))
-    polyak_update([], [], tau)
 
 
 @pytest.mark.parametrize("normalize_images", [True, False])

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.observations import map_parts
+from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import Path, replacing
 from sb3_seer.common.storage import ImageStore, LatentStore
-from sb3_seer.common.type_aliases import LatentEncoder
 
 MakeBuffer = Callable[..., LatentReplayBuffer]
 Store = ImageStore | LatentStore
@@ -86,9 +86,7 @@ def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> Non
         np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
 
 
-def load_buffer(
-    path: Path, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool, verbose: int = 0
-) -> LatentReplayBuffer:
+def load_buffer(path: Path, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool, verbose: int = 0) -> LatentReplayBuffer:
     """
     :param path: of a file that ``save_buffer()`` wrote, or of a pickle of SB3's ``ReplayBuffer``, ``DictReplayBuffer`` or
         ``NStepReplayBuffer``, whose transitions are added as images, oldest first
@@ -183,9 +181,7 @@ def _read(arrays: NpzFile, name: str, array: np.ndarray, rows: np.ndarray) -> No
 # ---- loading ----
 
 
-def _from_arrays(
-    arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: LatentEncoder, frozen: bool
-) -> LatentReplayBuffer:
+def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool) -> LatentReplayBuffer:
     """See ``load_buffer()``."""
     if "meta.json" in arrays.files:  # version 1
         contents = json.loads(bytes(arrays["meta.json"]))

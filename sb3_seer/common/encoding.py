@@ -13,7 +13,8 @@ from torch import nn
 from sb3_seer.common.augmentations import augmented_sizes
 from sb3_seer.common.memory import LATENT_DTYPES
 from sb3_seer.common.observations import map_parts
-from sb3_seer.common.type_aliases import LatentEncoder, Observations
+from sb3_seer.common.policies import SEERPolicy
+from sb3_seer.common.type_aliases import Observations
 
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
 MAX_ENCODER_INPUTS = 32
@@ -115,14 +116,14 @@ class ObservationEncoder:
         # None until the range of uint8 is known
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
         self.n_clipped = 0  # numbers clipped so far
-        self._policy: LatentEncoder | None = None
+        self._policy: SEERPolicy | None = None
         self._latent_shape: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_policy": None}
 
     @property
-    def policy(self) -> LatentEncoder:
+    def policy(self) -> SEERPolicy:
         """
         what turns images into latents
 
@@ -133,7 +134,7 @@ class ObservationEncoder:
         return self._policy
 
     @policy.setter
-    def policy(self, policy: LatentEncoder) -> None:
+    def policy(self, policy: SEERPolicy) -> None:
         self._policy, self._latent_shape = policy, policy.latent_shape
 
     @property

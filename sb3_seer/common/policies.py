@@ -1,7 +1,7 @@
 """The seam between images and latents: networks that take both, and policies that know where their encoder ends."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -56,20 +56,6 @@ def channels_last(images: PyTorchObs) -> PyTorchObs:
         pixel is a byte
     """
     return map_parts(lambda part: part.contiguous(memory_format=th.channels_last), images)
-
-
-def polyak_update(params: Iterable[th.Tensor], target_params: Iterable[th.Tensor], tau: float) -> None:
-    """
-    SB3's ``polyak_update`` for all weights in one call.
-
-    :param params: parameters
-    :param target_params: target parameters, as many, changed in place
-    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
-    """
-    targets = list(target_params)
-    if targets:
-        with th.no_grad():
-            th._foreach_lerp_(targets, list(params), tau)
 
 
 class LatentNetwork(BaseModel):

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.observations import ObservationLayout
+from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
 from sb3_seer.common.storage import ImageStore, LatentStore, images_to_latents
-from sb3_seer.common.type_aliases import LatentEncoder, Latents, Observations
+from sb3_seer.common.type_aliases import Latents, Observations
 from sb3_seer.common.warn import warn
 
 # Observations that the range of uint8 latents is fitted on
@@ -157,7 +158,7 @@ class LatentReplayBuffer(ReplayBuffer):
         if self.priorities is not None:
             self.priorities.clear()
 
-    def set_encoder(self, policy: LatentEncoder) -> None:
+    def set_encoder(self, policy: SEERPolicy) -> None:
         """
         :param policy: turns images into latents; needed before ``to_latents()`` and, after loading,
             before the next ``add()`` of the latents stage

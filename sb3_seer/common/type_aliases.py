@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs, TensorDict
+from stable_baselines3.common.type_aliases import TensorDict
 
 Observations = np.ndarray | dict[str, np.ndarray]
 
@@ -73,34 +73,3 @@ class Latents:
             return NotImplemented
         first, *others = args[0]
         return first._map(lambda *parts: th.cat(parts), *others)
-
-
-class LatentEncoder(Protocol):
-    """
-    The part of a policy that a :class:`~sb3_seer.common.replay.LatentReplayBuffer` calls.
-    """
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """(N, L): networks with their own latent, numbers in a latent"""
-
-    def center_crop(self, images: PyTorchObs) -> PyTorchObs:
-        """
-        :param images: shape ``(batch_size, channels, height, width)``; of ``Dict`` observations, by key
-        :return: the middle of images that are larger than the encoder takes
-        """
-
-    def cache_latents(self, observations: Observations, latents: th.Tensor) -> None:
-        """
-        :param observations: images that are acted on next, shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
-        :param latents: of their middle, shape ``(n_envs, N, L)``
-        """
-
-    def encode(self, images: PyTorchObs) -> th.Tensor:
-        """
-        :param images: as large as ``center_crop`` makes them, dtype of the observation space
-        :return: float32 latents of shape ``(batch_size, N, L)``, without a graph
-        """
-
-    def encoder_fingerprint(self) -> str:
-        """:return: a short hash of everything that decides the value of a latent"""
