@@ -49,9 +49,8 @@ SB3, IMAGES, CROPPED, LATENTS = "SB3 ReplayBuffer", "images stage", "images stag
 # never gives back what it reserves to compress into; and what really takes the least memory, and the least time
 COMPRESSIONS = {"zstd": "zstd", "gzip6": "gzip", "lz4-block/1": "lz4.block"}
 # Times of a sample and of an added transition, relative to SB3's
-ADD_LIMIT = 1.5
 SAMPLE_LIMITS = {IMAGES: 1.0, **{f"{LATENTS}, {dtype}": 0.2 for dtype in LATENT_DTYPES}}
-ADD_LIMIT = 1.5  # time of adding a transition, relative to SB3's
+ADD_LIMIT = 1.5
 FREEZE_LIMIT = 60  # seconds
 # Calls of one buffer before it is another's turn: what that leaves in the processor's caches is not to be measured
 ADDS_IN_A_ROW, SAMPLES_IN_A_ROW = 50, 10

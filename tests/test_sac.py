@@ -155,12 +155,9 @@ def test_values_that_are_refused(kwargs, message):
         shifted(**kwargs)
 
 
-@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
-@pytest.mark.parametrize("kwargs", [dict(n_views=2), dict(actor_update_freq=2), dict(encoder_tau=0.1)])
-def test_without_images_they_are_refused(kwargs):
-    (name,) = kwargs
-    with pytest.raises(ValueError, match=f"`{name}` must be .* without images"):
-        SEERSAC("MlpPolicy", "Pendulum-v1", buffer_size=10, **kwargs)
+def test_without_images_a_warning_says_what_has_no_effect():
+    with pytest.warns(UserWarning, match="Only the parameters of the SB3 class have an effect"):
+        SEERSAC("MlpPolicy", "Pendulum-v1", buffer_size=10, n_views=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")

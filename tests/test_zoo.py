@@ -282,29 +282,6 @@ def test_push_to_hub_and_load_from_hub(zoo: Callable[..., None], monkeypatch: py
     assert (card.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_track_gives_the_run_to_wandb(zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    class FakeWandb:
-        """Stands for the module, for a run and for its config."""
-
-        saved: ClassVar[dict[str, Any]] = {}
-
-        @classmethod
-        def init(cls, **kwargs: Any) -> Any:
-            assert kwargs["config"]["algo"] == "dqn_seer"
-            cls.config = cls
-            return cls
-
-        @classmethod
-        def setdefaults(cls, values: dict[str, Any]) -> None:
-            cls.saved.update(values)
-
-    pytest.importorskip("tensorboard", reason="It is in the extra that has RL Zoo")
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)  # type: ignore[arg-type]
-    train(zoo, "dqn_seer", "--track")
-    assert FakeWandb.saved["saved_hyperparams"]["freeze_after"] == 0.5
-    assert list(Path("runs").rglob("events.out.tfevents.*"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sac_seer", "crossq_seer", "qrdqn_seer"])
 def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None]) -> None:

@@ -1,4 +1,18 @@
-"""What the policies of all actor-critic algorithms share: actor and critic have convolutions in common."""
+"""
+What the policies of all actor-critic algorithms share: actor and critic have convolutions in common.
+
+With tied convolutions, which weights a loss trains, and where its gradient ends:
+
+===============  ===========================  =================================================================
+loss             trains                       ends
+===============  ===========================  =================================================================
+the critic's     trunk, its projection, head  (``encode_batch`` gives the critic latents with their graph)
+the actor's      its projection, head         at the trunk (``_encode``), or at latents that are the critic's
+                                              (``LatentActor``)
+... in critics   nothing                      at the latents (``LatentCritic``)
+next values      nothing                      no graph (``encode_batch``)
+===============  ===========================  =================================================================
+"""
 
 from typing import Any, ClassVar
 
@@ -35,7 +49,7 @@ class LatentActor(LatentNetwork):
     shares_extractor = False
 
     def extract_features(self, obs: PyTorchObs | Latents, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
-        if isinstance(obs, Latents) and self.latent_index == LatentCritic.latent_index:
+        if isinstance(obs, Latents) and self.latent_index == 0:  # the critic's
             obs = obs.detach()
         features = super().extract_features(obs, features_extractor)
         return features.detach() if self.shares_extractor else features

@@ -84,7 +84,7 @@ class LatentNetwork(BaseModel):
         if isinstance(obs, Latents):
             latents, vector_obs = obs.of(self.latent_index, self.is_target), obs.vector_obs
             if not th.is_grad_enabled():
-                latents = latents.detach()
+                latents = latents.detach()  # a head that is the identity would return them with their graph
         else:
             images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
             if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
@@ -348,7 +348,7 @@ class SEERPolicy(BasePolicy):
     def cache_latents(self, observations: Observations, latents: th.Tensor) -> None:
         """
         Keep the latents of the next observations to act on, which were encoded to store them: acting on just these
-        calls no encoder. This is the only such cache.
+        calls no encoder.
 
         :param observations: images, shape ``(n_envs, *obs_shape)``; of ``Dict`` observations, by key
         :param latents: of their middle, shape ``(n_envs, N, L)``

@@ -179,7 +179,7 @@ class SEERMixin(OffPolicyAlgorithm):
     def _set_up_without_encoder(self, why_not: str) -> None:
         if self.freeze_after == "auto":
             raise ValueError(f'`freeze_after` must not be "auto" where there is no encoder to freeze: {why_not}')
-        warn(f"{type(self).__name__} has no encoder to freeze {why_not}")
+        warn(f"{type(self).__name__} has no encoder to freeze {why_not}. Only the parameters of the SB3 class have an effect")
         for name in ("pretrained_encoder", "batch_size_after_freeze", "gradient_steps_after_freeze"):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None where there is no encoder to freeze, got {getattr(self, name)!r}")

@@ -1,8 +1,16 @@
 """
 Observations once each, in one arena of bytes: as images before the freeze, as latents after it.
 
-The next observation of a step is the observation of the step after it. Only where it is not (the end of an episode, a
-reset in the middle) is it kept beside the ring.
+A ring has a slot for each step of every env. Here an episode ends with step 1, and step 3 is the newest::
+
+    slot            0      1      2      3
+    observation    o0     o1     p0     p1     in the ring
+    is_linked     yes     no    yes     no     the next observation is the observation of the next slot
+    extra_next            o2                   otherwise it is kept here, by slot and env,
+    pending                             p2     or, of the newest step, here
+
+Of a stack of frames, a slot of images holds the newest one. The ``n_before`` frames before it are in the slots before, those
+before them in ``extra_frames`` (of the slot where the episode began), and what is still missing repeats the frame after it.
 """
 
 from abc import ABC, abstractmethod
@@ -245,6 +253,9 @@ def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, enc
     """
     Overwrite images with their latents, a chunk at a time, and open the ring after the newest step.
 
+    Nothing is overwritten before it was read: latent i lies within the bytes of the first i + 1 images, and a chunk is written
+    when the next one, whose stacks may reach ``n_stack - 1`` slots back, has been read.
+
     :param images: what is stored
     :param latents: an empty store in the same arena; a step of it takes at most the bytes of a step of images
     :param n_rows: steps to convert, the newest ones
@@ -277,8 +288,6 @@ def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, enc
             yield first, images.observations(some.repeat(n_envs), np.tile(np.arange(n_envs), len(some)))
 
     with tqdm(total=n_rows * n_envs, desc="images to latents", delay=2) as bar:
-        # Record i lies within the first i + 1 slots. The older frames of a stack are up to n_stack - 1 slots before its own:
-        # a chunk is written when the next one has been read
         for (first, stacks), _ in pairwise(read()):
             encoded = encode(stacks).reshape(-1, *latents.ring.shape[1:])
             latents.ring[first : first + len(encoded)] = encoded

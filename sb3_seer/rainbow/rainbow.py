@@ -5,7 +5,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, ReplayBufferSamples
 from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
@@ -53,47 +53,17 @@ class Rainbow(WeightedUpdates, DQN):
     one each for convolutions and linear layers, which is the same). Prioritised transitions have the cross-entropy as their
     error, as in the code: the paper's KL divergence plus the entropy of the target.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function
-        of the current progress remaining (from 1 to 0)
-    :param buffer_size: size of the replay buffer
-    :param learning_starts: how many steps of the model to collect transitions for before learning starts
-    :param batch_size: Minibatch size for each gradient update
-    :param tau: the soft update coefficient ("Polyak update", between 0 and 1) default 1 for hard update
-    :param gamma: the discount factor
-    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
-        like ``(5, "step")`` or ``(2, "episode")``.
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
-        Set to ``-1`` means to do as many gradient steps as steps done in the environment
-        during the rollout.
-    :param replay_buffer_class: Replay buffer class to use. If ``None``, it will be automatically selected.
-        ``LatentReplayBuffer`` holds images in a fraction of the memory. It and ``PrioritizedReplayBuffer`` are given
-        ``n_steps`` and ``gamma``; the number of stacked frames is found in the wrappers.
-    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
-    :param optimize_memory_usage: Enable a memory efficient variant of SB3's replay buffer, without n-step returns
+    All parameters of ``DQN``, and these:
+
+    :param args: as for ``DQN``
     :param n_steps: steps of the n-step returns. Of SB3's replay buffers, the one for ``Dict`` observations has 1 only.
-    :param target_update_interval: update the target network every ``target_update_interval``
-        environment steps.
-    :param exploration_fraction: fraction of entire training period over which the exploration rate is reduced.
-        The exploration rate is 0 with noisy layers.
-    :param exploration_initial_eps: initial value of random action probability, without noisy layers
-    :param exploration_final_eps: final value of random action probability, without noisy layers
-    :param max_grad_norm: The maximum value for the gradient clipping (if None, no clipping)
     :param double_q: whether the online network chooses the action of which the target network gives the value
     :param prioritized_replay: whether to sample by priority, with the exponents ``alpha`` (0.5, as in the paper) and ``beta``
         (0.4, 1 at the end of the training) of ``replay_buffer_kwargs``
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation, see
+    :param kwargs: as for ``DQN``. With ``replay_buffer_class=LatentReplayBuffer`` images take a fraction of the memory; it and
+        ``PrioritizedReplayBuffer`` are given ``n_steps`` and ``gamma``, and the number of stacked frames is found in the
+        wrappers. ``exploration_*`` have no effect with noisy layers. ``policy_kwargs``: see
         :class:`~sb3_seer.rainbow.policies.RainbowPolicy`
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
-    :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: for priorities or n-step returns that the replay buffer does not support
     """
 
@@ -107,69 +77,11 @@ class Rainbow(WeightedUpdates, DQN):
     policy: RainbowPolicy
 
     def __init__(
-        self,
-        policy: str | type[RainbowPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-4,
-        buffer_size: int = 1_000_000,  # 1e6
-        learning_starts: int = 100,
-        batch_size: int = 32,
-        tau: float = 1.0,
-        gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 4,
-        gradient_steps: int = 1,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        n_steps: int = 3,
-        target_update_interval: int = 10000,
-        exploration_fraction: float = 0.1,
-        exploration_initial_eps: float = 1.0,
-        exploration_final_eps: float = 0.05,
-        max_grad_norm: float | None = 10,
-        double_q: bool = True,
-        prioritized_replay: bool = False,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
-        _init_setup_model: bool = True,
+        self, *args: Any, n_steps: int = 3, double_q: bool = True, prioritized_replay: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            target_update_interval=target_update_interval,
-            exploration_fraction=exploration_fraction,
-            exploration_initial_eps=exploration_initial_eps,
-            exploration_final_eps=exploration_final_eps,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-        )
         self.double_q = double_q
         self.prioritized_replay = prioritized_replay
-
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(*args, n_steps=n_steps, **kwargs)  # type: ignore[misc]  # not among the positional ones
 
     def _setup_model(self) -> None:
         if self.replay_buffer is None:

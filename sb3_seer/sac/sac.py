@@ -1,4 +1,3 @@
-import inspect
 from collections import defaultdict
 from typing import Any, ClassVar
 
@@ -73,19 +72,6 @@ class SEERSAC(SEERMixin, SAC):
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.ent_coef_betas = ent_coef_betas
         super().__init__(*args, **kwargs)
-
-    def _set_up_without_encoder(self, why_not: str) -> None:
-        # A subclass may have other defaults, as SEERCURL has
-        inits = [vars(cls)["__init__"] for cls in reversed(type(self).__mro__) if "__init__" in vars(cls)]
-        defaults = {
-            name: parameter.default for init in inits for name, parameter in inspect.signature(init).parameters.items()
-        }
-        for name in ("n_views", "actor_update_freq", "encoder_tau", "ent_coef_learning_rate", "ent_coef_betas"):
-            value = getattr(self, name)
-            value = tuple(value) if isinstance(value, list) else value  # a saved model has its tuples as lists
-            if value != defaults[name]:
-                raise ValueError(f"`{name}` must be {defaults[name]} without images, got {value!r}")
-        super()._set_up_without_encoder(why_not)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
