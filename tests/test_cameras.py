@@ -5,8 +5,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
+from torch import nn
 
-from sb3_seer import SEERDQN, SEERTQC, MultiCameraEncoder
+from sb3_seer import SEERDQN, SEERTQC, MultiCameraEncoder, PixelEncoder
 from tests.dict_helpers import make_env, make_model
 from tests.helpers import TinyEncoder, encoder_state
 
@@ -35,6 +36,24 @@ def test_each_camera_has_its_encoder_and_the_other_keys_come_last():
 def test_a_key_that_is_no_image_is_refused():
     with pytest.raises(ValueError, match="must be for images among front, wrist, got vector"):
         MultiCameraEncoder(SPACE, dict(vector=TinyEncoder))
+
+
+def test_a_camera_frozen_in_part_is_refused():
+    with pytest.raises(ValueError, match="must be frozen as a whole, got freeze_at='conv2' for 'front'"):
+        MultiCameraEncoder(SPACE, dict(front=(PixelEncoder, dict(freeze_at="conv2"))))
+
+
+def test_it_is_trained_if_all_parts_are_and_batch_statistics_are_no_obstacle():
+    class Normalised(TinyEncoder):
+        is_trained = True
+
+        def __init__(self, observation_space: spaces.Box) -> None:
+            super().__init__(observation_space)
+            self.trunk = nn.Sequential(self.trunk, nn.BatchNorm1d(self.projection.in_features))
+
+    encoder = MultiCameraEncoder(SPACE, dict(front=Normalised, wrist=Normalised))
+    assert encoder.is_trained and encoder.training and encoder.trunk["front"].training
+    assert not MultiCameraEncoder(SPACE, dict(front=Normalised)).is_trained
 
 
 @pytest.mark.parametrize("algorithm", [SEERTQC, SEERDQN])

@@ -151,6 +151,22 @@ def test_positives_are_independent_crops_of_the_same_observations(prioritized):
         assert (corners[one] == corners[other]).float().mean().item() == pytest.approx(1 / 25, abs=0.02)
 
 
+class HalfBlack(th.nn.Module):
+    """An augmentation that works in place."""
+
+    def forward(self, images: th.Tensor) -> th.Tensor:
+        return images.mul_(th.randint(2, (len(images), 1, 16, 1)).to(images.dtype))
+
+
+def test_an_augmentation_that_works_in_place_changes_its_own_images_alone():
+    model = make_model(augmentation=HalfBlack(), learning_starts=60)
+    model.learn(33)
+    batch = model.replay_buffer.sample(8)
+    assert not th.equal(batch.observations, batch.positives)
+    model.freeze_encoder()
+    assert np.array_equal(model._last_obs, model.replay_buffer.last_next_obs[""])
+
+
 def test_positives_change_nothing_else_of_a_sample():
     def sample(**kwargs: Any):
         buffer = LatentReplayBuffer(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -39,6 +40,18 @@ def test_several_environments_and_an_algorithm_without_seer():
     recorder = Recorder()
     model.learn(40, callback=[NoiseScheduleCallback(0.5, 0.0, end=20), recorder])
     assert recorder.stds == pytest.approx([0.5] * 5 + [0.25] * 5 + [0.0] * 10)
+
+
+def test_several_environments_have_noise_of_their_own_also_after_an_episode():
+    class MatrixEnv(DialEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Box(-1, 1, (1, 2), np.float32)
+
+    model = make_model(SEERTD3, env=make_vec_env(MatrixEnv, n_envs=2), learning_starts=10, freeze_after=30)
+    model.learn(60, callback=NoiseScheduleCallback(end=np.int64(60)))
+    assert model.action_noise().shape == (2, 1, 2)
+    assert all(noise._sigma == pytest.approx(0.1) for noise in model.action_noise.noises)
 
 
 @pytest.mark.parametrize("kwargs", [dict(end=0), dict(end=1.5), dict(end=True), dict(initial_std=-1), dict(final_std=-0.1)])

@@ -227,7 +227,7 @@ def test_files_that_are_no_saved_models(tmp_path):
     with pytest.raises(ValueError, match=r"text.zip"):
         make_model(SEERDQN, pretrained_encoder=str(tmp_path / "text.zip"))
     DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu", policy_kwargs=dict(net_arch=[4])).save(tmp_path / "mlp")
-    with pytest.raises(ValueError, match=r"saved model with a features extractor, got .*mlp'"):
+    with pytest.raises(ValueError, match=r"saved model of an off-policy algorithm with a features extractor, got .*mlp'"):
         make_model(SEERDQN, pretrained_encoder=str(tmp_path / "mlp"))
 
 

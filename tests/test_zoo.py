@@ -325,6 +325,15 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
     arguments = (1, 1, dict(using_her_replay_buffer=False, her_kwargs={}))
     trial = optuna.create_study().ask()
     assert "n_augmentations" not in sample(trial, *arguments)
+    for n_augmentations, expected in ((2, None), (3, (2, 3))):  # of at least two views
+        token = registration.configured_hyperparams.set(dict(n_views=2, n_augmentations=n_augmentations))
+        try:
+            trial = optuna.create_study().ask()
+            sample(trial, *arguments)
+            searched = trial.distributions.get("n_augmentations")
+            assert (searched and (searched.low, searched.high)) == expected
+        finally:
+            registration.configured_hyperparams.reset(token)
     for freeze_after in (None, "auto"):
         token = registration.configured_hyperparams.set(dict(freeze_after=freeze_after))
         try:

@@ -60,7 +60,7 @@ def sample_seer_params(
     * T_f (``freeze_after``) from 5 to 60 % of a trial, around the 10 to 64 % of the paper (figures 2 and 3); not where
       the configuration says never (``freeze_after: null``) or ``auto``
     * K (``n_augmentations``) only where an augmentation is configured, and at most what is configured: K latents
-      must fit into the memory of an image, and of that one it is known that they do
+      must fit into the memory of an image, and of that one it is known that they do. At least the configured ``n_views``
 
     :param sample_base_params: RL Zoo's sampler for the algorithm that is extended
     :param trial: Optuna's trial
@@ -74,7 +74,7 @@ def sample_seer_params(
 
     if configured.get("freeze_after", 0.2) not in (None, "auto"):
         hyperparams["freeze_after"] = trial.suggest_float("freeze_after", 0.05, 0.6, step=0.05)
-    max_augmentations = configured.get("n_augmentations", 1)
-    if max_augmentations > 1:
-        hyperparams["n_augmentations"] = trial.suggest_int("n_augmentations", 1, max_augmentations)
+    n_views, max_augmentations = configured.get("n_views", 1), configured.get("n_augmentations", 1)
+    if max_augmentations > n_views:
+        hyperparams["n_augmentations"] = trial.suggest_int("n_augmentations", n_views, max_augmentations)
     return hyperparams

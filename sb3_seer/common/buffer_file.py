@@ -83,7 +83,7 @@ def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> Non
     if buffer.stage == "latents" and codec is not None and codec.scale is not None and codec.offset is not None:
         arrays.update(codec_scale=codec.scale, codec_offset=codec.offset)
     with replacing(path, "pkl", verbose) as file:
-        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+        np.savez(file, meta=np.array(json.dumps(meta, default=np.generic.item)), **arrays)
 
 
 def load_buffer(path: Path, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool, verbose: int = 0) -> LatentReplayBuffer:

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 
 from sb3_seer.common.auto_freeze import AutoFreeze
 from sb3_seer.common.warn import warn
@@ -78,10 +77,9 @@ class FreezeEncoderCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not hasattr(self.model, "freeze_encoder"):
             raise ValueError(f"`model` of a FreezeEncoderCallback must be a SEER algorithm, got {type(self.model).__name__}")
-        if self.freeze_after == "auto":
-            self.model._check_has_encoder()
-            if self.model.auto_freeze is None and not self.model.encoder_frozen:
-                self.model.auto_freeze = AutoFreeze(np.random.default_rng(self.model.seed))
+        self.model._check_has_encoder()
+        if self.freeze_after == "auto" and self.model.auto_freeze is None and not self.model.encoder_frozen:
+            self.model.auto_freeze = AutoFreeze(np.random.default_rng(self.model.seed))
 
     def _on_training_start(self) -> None:
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
@@ -154,6 +152,8 @@ class NoiseScheduleCallback(BaseCallback):
         for name, std in (("initial_std", initial_std), ("final_std", final_std)):
             if std < 0:
                 raise ValueError(f"`{name}` must be >= 0, got {std}")
+        if isinstance(end, np.generic):
+            end = end.item()
         is_fraction = isinstance(end, float) and 0 < end <= 1
         if not is_fraction and (isinstance(end, bool | float) or end < 1):
             raise ValueError(f"`end` must be an int >= 1 (a number of steps) or a float in (0, 1] (a fraction), got {end!r}")
@@ -165,8 +165,10 @@ class NoiseScheduleCallback(BaseCallback):
         return self.initial_std + progress * (self.final_std - self.initial_std)
 
     def _set_noise(self) -> None:
-        std, n_actions = self.std(), get_action_dim(self.training_env.action_space)
-        noise = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, std))
+        std, shape = self.std(), self.training_env.action_space.shape or ()
+        noise: ActionNoise = NormalActionNoise(np.zeros(shape), np.full(shape, std))
+        if self.training_env.num_envs > 1:
+            noise = VectorizedActionNoise(noise, self.training_env.num_envs)
         self.model.action_noise = noise
         self.logger.record("rollout/noise_std", std)
 

@@ -25,7 +25,7 @@ class MultiCameraEncoder(SplitExtractor):
     :param observation_space: with at least one image
     :param encoders: by key of an image, the class of its features extractor, or the class and its arguments:
         ``dict(front=PixelEncoder, wrist=(PixelEncoder, dict(latent_dim=20)))``. The others have SB3's ``NatureCNN``
-    :raises ValueError: for a key that is not an image
+    :raises ValueError: for a key that is not an image, or for ``freeze_at``
     """
 
     def __init__(self, observation_space: gym.Space, encoders: Mapping[str, Encoder] | None = None) -> None:
@@ -38,7 +38,9 @@ class MultiCameraEncoder(SplitExtractor):
         for key, box in images.items():
             encoder = encoders.get(key, NatureCNN)
             extractor_class, kwargs = (encoder, {}) if isinstance(encoder, type) else encoder
-            extractor = extractor_class(box, **kwargs)
+            if "freeze_at" in kwargs:
+                raise ValueError(f"`encoders` must be frozen as a whole, got freeze_at={kwargs['freeze_at']!r} for {key!r}")
+            extractor = extractor_class(box, **kwargs).eval()  # one image has no batch statistics
             parts[key] = split(extractor)
             head_dims.append(extractor.features_dim)
             with th.no_grad():
@@ -50,6 +52,8 @@ class MultiCameraEncoder(SplitExtractor):
         self.projection = SideBySide({key: part.projection for key, part in parts.items()}, trunk_dims)
         heads = {key: part.head if isinstance(part, SplitExtractor) else nn.Identity() for key, part in parts.items()}
         self.head = SideBySide(heads, latent_dims)
+        self.is_trained = all(getattr(part, "is_trained", False) for part in parts.values())
+        self.train()
 
     def features(self, latents: th.Tensor, vector_obs: TensorDict) -> th.Tensor:
         """

@@ -19,6 +19,16 @@ def _output_shape(module: nn.Module, observation_space: spaces.Box) -> tuple[int
         return tuple(module(th.zeros(1, *observation_space.shape)).shape[1:])
 
 
+def _n_channels(encoder_class: type, observation_space: spaces.Space) -> int:
+    """:raises ValueError: if these are no images"""
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 3:
+        raise ValueError(
+            f"`observation_space` of {encoder_class.__name__} must be a Box of images, got {observation_space}. For Dict "
+            "observations there is MultiCameraEncoder"
+        )
+    return observation_space.shape[0]
+
+
 class ChannelsLast(nn.Module):
     """Puts the channels last in memory: on a CPU, convolutions run several times faster."""
 
@@ -191,7 +201,7 @@ class PixelEncoder(LayeredExtractor):
     ) -> None:
         if conv_init not in ("delta_orthogonal", "orthogonal"):
             raise ValueError(f'`conv_init` must be "delta_orthogonal" or "orthogonal", got {conv_init!r}')
-        n_channels = observation_space.shape[0]
+        n_channels = _n_channels(type(self), observation_space)
         layers: list[nn.Module] = [nn.Conv2d(n_channels, n_filters, kernel_size=3, stride=2), nn.ReLU(inplace=True)]
         for _ in range(3):
             layers += [nn.Conv2d(n_filters, n_filters, kernel_size=3), nn.ReLU(inplace=True)]
@@ -234,7 +244,7 @@ class DataEfficientCNN(LayeredExtractor):
     def __init__(self, observation_space: spaces.Box, freeze_at: str = "conv2") -> None:
         convolutions = nn.Sequential(
             ChannelsLast(),
-            nn.Conv2d(observation_space.shape[0], 32, kernel_size=5, stride=5),
+            nn.Conv2d(_n_channels(type(self), observation_space), 32, kernel_size=5, stride=5),
             nn.ReLU(inplace=True),
             nn.Conv2d(32, 64, kernel_size=5, stride=5),
             nn.ReLU(inplace=True),
@@ -293,7 +303,7 @@ class ImpalaCNN(LayeredExtractor):
         freeze_at: str = "fc1",
     ) -> None:
         layers: list[nn.Module] = [ChannelsLast()]
-        n_channels = observation_space.shape[0]
+        n_channels = _n_channels(type(self), observation_space)
         for filters in n_filters:
             layers += [nn.Conv2d(n_channels, filters, kernel_size=3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             layers += [ResidualBlock(filters), ResidualBlock(filters)]

@@ -79,25 +79,25 @@ class MemoryPlan:
         """
         if self.latent_transitions >= self.image_transitions:
             return
-        options = []
+        options: dict[str, int] = {}  # transitions that they hold
         for dtype in LATENT_DTYPES:
             number_bytes = np.dtype(dtype).itemsize
             if number_bytes < self.number_bytes:
-                holds = self.fitting(self.record_bytes // self.number_bytes * number_bytes)
-                options.append(f"latent_dtype={dtype!r} holds {holds:,}")
+                options[f"latent_dtype={dtype!r}"] = self.fitting(self.record_bytes // self.number_bytes * number_bytes)
         copy_bytes = self.record_bytes // self.n_augmentations
         n_copies = self.frame_bytes // copy_bytes
         if n_copies >= 1:
-            options.append(f"n_augmentations={n_copies} holds {self.fitting(n_copies * copy_bytes):,}")
+            options[f"n_augmentations={n_copies}"] = self.fitting(n_copies * copy_bytes)
         dim_bytes = self.record_bytes // self.latent_dim
         dim = self.frame_bytes // dim_bytes
         if dim >= 1 and dim_argument is not None:
             argument = f"policy_kwargs=dict(features_extractor_kwargs=dict({dim_argument}={dim}))"
-            options.append(f"{argument} holds {self.fitting(dim * dim_bytes):,}")
+            options[argument] = self.fitting(dim * dim_bytes)
+        remedies = [f"{option} holds {n:,}" for option, n in options.items() if n >= self.image_transitions]
         raise ValueError(
             f"The latents of an observation ({self.record_bytes:,} bytes) are larger than its image "
             f"({self.frame_bytes:,} bytes): freezing would shrink buffer_size from {self.image_transitions:,} to "
-            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(options) or 'an extractor with a smaller latent'}."
+            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(remedies) or 'an extractor with a smaller latent'}."
         )
 
     def __str__(self) -> str:

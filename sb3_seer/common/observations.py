@@ -1,5 +1,6 @@
 """Which parts of an observation are images, and how a stack of frames is cut into bytes."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -81,8 +82,9 @@ def find_n_stack(env: VecEnv) -> int:
         if isinstance(venv, VecFrameStack):
             n_stack = venv.stacked_obs.n_stack
         venv = venv.venv
-    if n_stack == 1 and all(env.env_is_wrapped(FrameStackObservation)):
-        n_stack = env.get_attr("stack_size")[0]
+    with contextlib.suppress(NotImplementedError):  # of a VecEnv that runs its environments elsewhere
+        if n_stack == 1 and all(env.env_is_wrapped(FrameStackObservation)):
+            n_stack = env.get_attr("stack_size")[0]
     images = image_spaces(env.observation_space).values()
     return n_stack if all(stack_axis(box, n_stack) is not None for box in images) else 1
 

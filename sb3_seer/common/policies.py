@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_seer.common.augmentations import CenterCrop
-from sb3_seer.common.extractors import SplitExtractor, split, takes_channels_last
+from sb3_seer.common.extractors import SplitExtractor, can_split, split, takes_channels_last
 from sb3_seer.common.observations import center_crop, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
@@ -229,7 +229,15 @@ class SEERPolicy(BasePolicy):
     # ---- the encoder ----
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """:return: a new features extractor for augmented images"""
+        """
+        :return: a new features extractor for augmented images
+        :raises ValueError: if it is not known which part of it encodes images
+        """
+        if not can_split(self.features_extractor_class, self.image_space):
+            raise ValueError(
+                f"`features_extractor_class` of {type(self).__name__} must be CombinedExtractor or a SplitExtractor with Dict "
+                f"observations, got {self.features_extractor_class.__name__}, which may mix images with other keys"
+            )
         return self.features_extractor_class(self.image_space, **self.features_extractor_kwargs)
 
     @property
@@ -356,7 +364,7 @@ class SEERPolicy(BasePolicy):
         self._cached = map_parts(lambda part: th.as_tensor(part, device=self.device).clone(), observations), latents
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if self._cached is not None:
+        if self._cached is not None and not th.compiler.is_compiling():  # nor exporting
             images, vector_obs = separate(observation, self.observation_space)
             same = map_parts(_is_equal, images, self._cached[0])
             if all(same.values()) if isinstance(same, dict) else same:

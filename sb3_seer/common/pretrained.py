@@ -104,8 +104,9 @@ class _Frames(nn.Module):
         """
         stacks = images.unflatten(1, (self.n_stack, -1))  # (batch_size, n_stack, channels, height, width)
         is_frozen = not any(parameter.requires_grad for parameter in self.module.parameters())
-        if is_frozen and self._last is not None and th.equal(stacks[:, :-1], self._last[0][:, 1:]):
-            outputs = th.cat([self._last[1][:, 1:], self._encode(stacks[:, -1:])], dim=1)
+        last = self._last if self._last is not None and self._last[0].device == stacks.device else None
+        if is_frozen and last is not None and th.equal(stacks[:, :-1], last[0][:, 1:]):
+            outputs = th.cat([last[1][:, 1:], self._encode(stacks[:, -1:])], dim=1)
         else:
             outputs = self._encode(stacks)
         # A step of the environments shows one new frame
@@ -130,7 +131,6 @@ def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:
     with th.no_grad(), th.random.fork_rng(devices=[]):  # the random numbers of the training stay as they are
         stack = th.rand(1, *frame_shape).repeat(1, trunk.n_stack, 1, 1)
         outputs = [trunk(stack) for _ in range(2)]
-    trunk._forget()  # what may be on another device than the images to come
     if not th.equal(*outputs):
         raise ValueError(
             f"`module` must give the same output twice in evaluation mode, got a {type(module).__name__} that does not: "

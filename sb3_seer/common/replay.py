@@ -351,7 +351,8 @@ class LatentReplayBuffer(ReplayBuffer):
         else:
             assert self.store is not None
             frames = self.store.observations(slots, envs)
-            images = self._augment(frames, n_views)
+            # An augmentation may work in place, and the positives are of the same frames
+            images = self._augment(frames.copy() if self.sample_positives else frames, n_views)
             next_images = self._augment(self.store.next_observations(last_slots, envs), n_views)
             batch = (images, next_images)
             if self.layout.is_dict:

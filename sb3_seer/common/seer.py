@@ -278,7 +278,10 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _check_capacity(self, buffer: LatentReplayBuffer) -> None:
         """:raises ValueError: if the latents of an observation are larger than its image"""
-        buffer.plan().check_capacity(latent_dim_argument(self.policy.features_extractor_class))
+        policy = self.policy
+        # Of an encoder that ends at an earlier layer, a latent is that layer's feature map
+        is_whole = "freeze_at" not in policy.features_extractor_kwargs
+        buffer.plan().check_capacity(latent_dim_argument(policy.features_extractor_class) if is_whole else None)
 
     def _announce_memory(self) -> None:
         """Print the memory that the replay buffer will take, and warn if there is not as much."""
@@ -368,7 +371,8 @@ class SEERMixin(OffPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
+        if isinstance(self.policy, SEERPolicy):
+            self._check_vec_normalize(image_spaces(self.observation_space))  # set_env() may have brought another
             self._check_latents()
             self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
         return super()._setup_learn(*args, **kwargs)
@@ -408,7 +412,7 @@ class SEERMixin(OffPolicyAlgorithm):
         :param batch_size: transitions in a batch
         """
         buffer = self.replay_buffer
-        if not isinstance(buffer, LatentReplayBuffer):
+        if not isinstance(self.policy, SEERPolicy):
             super().train(gradient_steps, batch_size)
             return
         buffer.encode_batch = self.policy.encode_batch

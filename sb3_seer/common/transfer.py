@@ -30,7 +30,10 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
     saved: Any = parameters.get("policy", {})
     networks = [name for name in dict.fromkeys(map(_network, saved)) if name and not name.endswith("_target")]
     if not networks:
-        raise ValueError(f"`pretrained_encoder` must be a saved model with a features extractor, got {str(path)!r}")
+        raise ValueError(
+            "`pretrained_encoder` must be a saved model of an off-policy algorithm with a features extractor, "
+            f"got {str(path)!r}"
+        )
 
     weights = policy.state_dict(keep_vars=True)  # the tensors themselves, to see which are shared
     if part == "encoder":

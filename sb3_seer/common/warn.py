@@ -14,6 +14,6 @@ def warn(message: str) -> None:
     """
     frame: FrameType | None = sys._getframe(1)
     stacklevel = 2
-    while frame is not None and frame.f_globals["__name__"].split(".")[0] in PACKAGES:
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in PACKAGES:
         frame, stacklevel = frame.f_back, stacklevel + 1
     warnings.warn(message, stacklevel=stacklevel)

@@ -1,5 +1,6 @@
 from typing import ClassVar
 
+from gymnasium import spaces
 from sb3_contrib.crossq import CrossQ
 from stable_baselines3.common.policies import BasePolicy
 
@@ -29,6 +30,11 @@ class SEERCrossQ(SEERMixin, CrossQ):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+
+    def _set_up_without_encoder(self, why_not: str) -> None:
+        if isinstance(self.observation_space, spaces.Dict):  # CrossQ has no policy for them
+            raise ValueError(f"`observation_space` must have images that an encoder takes, got none {why_not}")
+        super()._set_up_without_encoder(why_not)
 
     @property
     def flops_passes(self) -> Passes:

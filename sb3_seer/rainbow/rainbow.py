@@ -81,6 +81,7 @@ class Rainbow(WeightedUpdates, DQN):
     ) -> None:
         self.double_q = double_q
         self.prioritized_replay = prioritized_replay
+        self.n_stack = 1
         super().__init__(*args, n_steps=n_steps, **kwargs)  # type: ignore[misc]  # not among the positional ones
 
     def _setup_model(self) -> None:
@@ -123,8 +124,9 @@ class Rainbow(WeightedUpdates, DQN):
                 f"{self.prioritized_replay}. With images among them, LatentReplayBuffer has both"
             )
         kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma)
-        if takes_images and self.env is not None:
-            kwargs["n_stack"] = find_n_stack(self.env)
+        if takes_images:
+            self.n_stack = find_n_stack(self.env) if self.env is not None else self.n_stack
+            kwargs["n_stack"] = self.n_stack
         kwargs.update(self._priority_kwargs(buffer_class))
         self.replay_buffer_class = buffer_class
         self.replay_buffer = buffer_class(

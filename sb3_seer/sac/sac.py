@@ -32,7 +32,7 @@ class SEERSAC(SEERMixin, SAC):
     * with a prioritised replay buffer, the critics' squared errors count by the weights of the transitions, and the
       priority of one is the mean of the critics' absolute errors.
 
-    With ``MlpPolicy`` it is SB3's SAC: the parameters below, which concern images, must keep their defaults then.
+    With ``MlpPolicy`` it is SB3's SAC: a warning says that the parameters below have no effect then.
 
     :param args: as for SB3's SAC and ``SEERMixin``
     :param n_views: views of each sampled transition, augmented independently. The targets are averaged over the views
