@@ -118,7 +118,7 @@ def test_a_latent_larger_than_the_image_says_what_would_change_it():
     [
         (NatureCNN, 40, dict(), "dict(features_dim=400)) holds 100."),
         (PixelEncoder, 15, dict(latent_dim=60), "dict(latent_dim=56)) holds 100."),
-        (DataEfficientCNN, 25, dict(freeze_at="conv1"), "Instead: an extractor with a smaller latent."),  # which has no such argument
+        (DataEfficientCNN, 25, dict(freeze_at="conv1"), "Instead: an extractor with a smaller latent."),
     ],
 )
 def test_small_grey_images_get_the_remedy_of_their_extractor(extractor, size, kwargs, remedy):
