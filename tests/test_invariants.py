@@ -120,8 +120,11 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm):
+    # Before CrossQ's batch normalisation, the gradient of a bias is rounding alone, of which Adam makes whole steps
+    policy_kwargs = dict(optimizer_class=th.optim.SGD) if algorithm is SEERCrossQ else {}
+
     def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, freeze_after=None, augmentation=None)
+        model = make_model(algorithm, freeze_after=None, augmentation=None, policy_kwargs=policy_kwargs)
         model.learn(80)
         images = copy.deepcopy(model.replay_buffer)
         model.freeze_encoder()
