@@ -288,6 +288,16 @@ def save_over_and_over(model: SEERQRDQN, folder: Path, ready: int) -> None:
         model.learn(1, reset_num_timesteps=False)
 
 
+def test_settings_of_numpy_are_saved(tmp_path: Path) -> None:
+    settings = dict(handle_timeout_termination=np.bool_(False), prioritized=True, alpha=np.float32(0.5))
+    model = make_model(SEERDQN, replay_buffer_kwargs=settings).learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    priorities = model.replay_buffer.priorities.values.copy()
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert not model.replay_buffer.handle_timeout_termination
+    np.testing.assert_array_equal(model.replay_buffer.priorities.values, priorities)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
     """30 kills at random moments, 10 or more while saving: there always is a model and a buffer to go on with."""

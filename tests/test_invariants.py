@@ -203,6 +203,13 @@ def test_cached_latents_are_used_for_the_same_observations_only(algorithm):
     np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], action, rtol=1e-4)
 
 
+def test_a_policy_that_has_acted_after_the_freeze_can_be_exported():
+    model = make_model(SEERDQN, freeze_after=0.2).learn(55)
+    images = th.as_tensor(model._last_obs)
+    exported = th.export.export(model.policy, (images,), strict=False).module()
+    assert th.equal(exported(images), model.policy(images))
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_observations_become_tensors_also_where_their_latents_are_cached(algorithm):
     """As SB3's documentation has it: obs_tensor, _ = policy.obs_to_tensor(obs)."""

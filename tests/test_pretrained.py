@@ -1,5 +1,6 @@
 """Encoders that were trained elsewhere: any torch module, frozen from the first step."""
 
+import copy
 import importlib
 import sys
 import types
@@ -173,6 +174,12 @@ def test_a_step_of_the_environments_encodes_one_frame(saved):
     observations = model._last_obs
     alone = th.cat([model.encode(observations[env : env + 1]) for env in range(2)])
     th.testing.assert_close(model.encode(observations), alone)
+    # Frames on another device are not compared
+    trunk = copy.deepcopy(model.critic.features_extractor.trunk)
+    images = th.rand(2, 3, 16, 16)
+    trunk(images)
+    assert trunk._last is not None
+    assert trunk.to("meta")(images.to("meta")).shape == trunk._last[1].flatten(start_dim=1).shape
     # Other weights forget the frames
     other = {name: value + 1 if value.is_floating_point() else value for name, value in module.state_dict().items()}
     trunk = model.critic.features_extractor.trunk

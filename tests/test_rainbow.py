@@ -445,6 +445,12 @@ def test_latent_buffer_finds_the_stacked_frames_without_seer():
     assert (model.replay_buffer.n_stack, model.replay_buffer.n_steps, model.replay_buffer.gamma) == (3, 5, 0.8)
 
 
+def test_a_model_that_is_loaded_without_an_env_knows_its_stacked_frames(tmp_path):
+    env = VecFrameStack(DummyVecEnv([LightEnv]), n_stack=3, channels_order="first")
+    make_rainbow(env=env, replay_buffer_class=LatentReplayBuffer).save(tmp_path / "model")
+    assert Rainbow.load(tmp_path / "model", device="cpu").replay_buffer.n_stack == 3
+
+
 @pytest.mark.parametrize("prioritized_replay", [False, True])
 def test_without_freeze_seer_rainbow_is_rainbow_to_the_last_bit(prioritized_replay):
     def train(algorithm, **kwargs):

@@ -38,7 +38,7 @@ class ObservationStore(ABC):
         self.is_open = np.zeros(len(pending), dtype=bool)
         # is_linked[s, e]: the next observation of slot s is the observation of slot s + 1
         self.is_linked = np.zeros(ring.shape[:2], dtype=bool)
-        # By slot and env, next observations that are not linked; that of the newest step is `pending`
+        # By slot and env, next observations that are not linked. The next observation of the newest step is `pending`
         self.extra_next: dict[tuple[int, int], np.ndarray] = {}
 
     @property
