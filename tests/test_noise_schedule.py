@@ -1,11 +1,14 @@
 """Exploration noise that falls over a schedule, as in DrQ-v2."""
 
+import warnings
+
 import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_seer import SEERTD3
 from sb3_seer.common.callbacks import NoiseScheduleCallback
@@ -59,6 +62,16 @@ def test_values_that_are_refused(kwargs):
     (name,) = kwargs
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         NoiseScheduleCallback(**kwargs)
+
+
+def test_noise_that_was_given_is_replaced_with_a_warning():
+    noise = NormalActionNoise(np.zeros(1), np.ones(1))
+    model = make_model(SEERTD3, freeze_after=None, learning_starts=1000, action_noise=noise)
+    with pytest.warns(UserWarning, match=r"NoiseScheduleCallback replaces action_noise=NormalActionNoise\("):
+        model.learn(5, callback=NoiseScheduleCallback(end=40))
+    with warnings.catch_warnings():  # its own noise is no surprise
+        warnings.simplefilter("error")
+        model.learn(5, callback=NoiseScheduleCallback(end=40), reset_num_timesteps=False)
 
 
 def test_it_is_saved_and_goes_on_with_the_model(tmp_path):

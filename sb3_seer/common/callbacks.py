@@ -133,7 +133,8 @@ class NoiseScheduleCallback(BaseCallback):
     """
     Gaussian exploration noise that falls linearly (DrQ-v2: Yarats et al. 2021, https://arxiv.org/abs/2107.09645, section 3.1).
 
-    It replaces the ``action_noise`` of the algorithm after each rollout. In the ``callback:`` entry of RL Zoo's YAML files::
+    It replaces the ``action_noise`` of the algorithm, with a warning if there is one. In the ``callback:`` entry of RL Zoo's
+    YAML files::
 
         callback:
           - sb3_seer.common.callbacks.NoiseScheduleCallback:
@@ -178,6 +179,8 @@ class NoiseScheduleCallback(BaseCallback):
                 f"The noise falls from {self.initial_std} again in this learn(), after {self.model._n_updates} gradient steps "
                 "before it. Set initial_std and end to what is left of it, or learn with reset_num_timesteps=False"
             )
+        elif self.num_timesteps == 0 and self.model.action_noise is not None:
+            warn(f"NoiseScheduleCallback replaces action_noise={self.model.action_noise}")
         self._set_noise()
 
     def _on_rollout_end(self) -> None:
