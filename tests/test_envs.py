@@ -58,12 +58,11 @@ def test_action_repeat_refuses_other_numbers(repeat: Any) -> None:
 
 
 class CameraEnv(CountingEnv):
-    """An image that is 10 on its left and 30 on its right, of three equal channels; alone, or beside a number."""
+    """An image that is 10 on its left and 30 on its right, in all channels; alone, or beside a number."""
 
-    box = spaces.Box(0, 255, (40, 60, 3), np.uint8)
-
-    def __init__(self, is_dict: bool) -> None:
+    def __init__(self, is_dict: bool, n_channels: int) -> None:
         super().__init__()
+        self.box = spaces.Box(0, 255, (40, 60, n_channels), np.uint8)
         number = CountingEnv.observation_space
         self.is_dict, self.observation_space = is_dict, spaces.Dict(t=number, camera=self.box) if is_dict else self.box
 
@@ -80,10 +79,12 @@ class CameraEnv(CountingEnv):
         return dict(t=t, camera=image) if self.is_dict else image
 
 
-@pytest.mark.parametrize(("grayscale", "channels"), [(False, 3), (True, 1)])
+@pytest.mark.parametrize("n_channels", [3, 9])
+@pytest.mark.parametrize("grayscale", [False, True])
 @pytest.mark.parametrize("is_dict", [False, True])
-def test_images_are_resized_and_other_keys_stay(is_dict: bool, grayscale: bool, channels: int) -> None:
-    env = ResizeImages(CameraEnv(is_dict), height=4, width=2, grayscale=grayscale)
+def test_images_are_resized_and_other_keys_stay(is_dict: bool, grayscale: bool, n_channels: int) -> None:
+    channels = 1 if grayscale else n_channels
+    env = ResizeImages(CameraEnv(is_dict, n_channels), height=4, width=2, grayscale=grayscale)
     check_env(env)
     env.reset()
     observation, *_ = env.step(0)

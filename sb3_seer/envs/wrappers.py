@@ -82,5 +82,6 @@ class ResizeImages(gym.ObservationWrapper[Any, ActType, Any], gym.utils.RecordCo
 
         if self.grayscale:
             image = image.mean(axis=2, keepdims=True).round().astype(np.uint8)
-        resized = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
-        return resized.reshape(self.height, self.width, -1)
+        # OpenCV 5 resizes up to 4 channels at a time
+        size = (self.width, self.height)
+        return np.stack([cv2.resize(channel, size, interpolation=cv2.INTER_AREA) for channel in cv2.split(image)], axis=-1)
