@@ -271,6 +271,17 @@ def test_mujoco_by_the_name_of_a_camera_and_without_one(make_env: Callable[..., 
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
+def test_mujoco_shows_the_goal_that_gymnasium_robotics_marks_when_it_renders(make_env: Callable[..., gym.Env]) -> None:
+    env = MujocoPixels(gym.make("Reacher-v5"), height=40, width=40, camera=dict(distance=0.6, elevation=-90))
+    simulation: Any = env.unwrapped
+    unmarked = env.reset(seed=1)[0]
+    simulation._render_callback = lambda: simulation.model.geom("target").rgba.__setitem__(slice(3), (0, 1, 0))
+    marked = env.reset(seed=1)[0]
+    env.close()
+    red, green, _ = (marked.astype(int) - unmarked).reshape(-1, 3)[np.any(marked != unmarked, axis=2).ravel()].T
+    assert len(red) > 0 and (red < 0).all() and (green > 0).all()
+
+
 def test_mujoco_pixels_refuse_another_environment() -> None:
     with pytest.raises(ValueError, match="`env` must be a MuJoCo environment of gymnasium, got"):
         MujocoPixels(CountingEnv())

@@ -52,6 +52,8 @@ class MujocoPixels(gym.ObservationWrapper[np.ndarray, ActType, Any], gym.utils.R
                 for name, value in attributes.items():
                     setattr(camera, name, value)
                 self.camera = camera
+        if hasattr(simulation, "_render_callback"):  # gymnasium-robotics moves the mark of a goal there when it renders
+            simulation._render_callback()
         self._renderer.update_scene(simulation.data, self.camera)
         return self._renderer.render().copy()
 
