@@ -147,7 +147,7 @@ def main() -> None:
         env,
         buffer_size=args.total_timesteps // 3,
         freeze_after=0.3,
-        learning_starts=1000,
+        learning_starts=min(1000, args.total_timesteps // 10),
         n_steps=20,
         train_freq=1,
         target_update_interval=2000,

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -72,10 +73,13 @@ def sweep_small(task: str, seed: int) -> Iterator[Row]:
 def sweep_zoo(task: str, seed: int, params: list[str], folder: Path) -> Iterator[Row]:
     algo, env, *arguments = shlex.split(task)
     for freeze_after in (None, *FRACTIONS, "auto"):
-        logs = folder / f"freeze_{freeze_after}_seed_{seed}"
-        if not list(logs.glob("*/*/evaluations.npz")):
+        logs = folder / f"{algo}_{env.replace('/', '-')}_freeze_{freeze_after}_seed_{seed}"
+        running = logs.with_name(f"{logs.name}_running")
+        if not logs.exists():
+            shutil.rmtree(running, ignore_errors=True)
             command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", env, *arguments, "--seed", str(seed)]
-            subprocess.run([*command, "-f", str(logs), "-params", f"freeze_after:{freeze_after!r}", *params], check=True)
+            subprocess.run([*command, "-f", str(running), "-params", f"freeze_after:{freeze_after!r}", *params], check=True)
+            running.rename(logs)
         run = Run.load(next(logs.glob("*/*/evaluations.npz")).parent)
         yield Row(f"{algo} {env}", seed, str(freeze_after), run.freeze(), float(run.returns[-1]), run.rows[-1].flops)
 

@@ -5,8 +5,9 @@ Draw the papers' figures from RL Zoo's log folders: return against steps, floati
         -x steps flops time -o alien.png --csv alien.csv
 
 Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Runs with
-``-conf`` have a curve with the name of that file. A dotted line of the same colour marks the freeze. A folder must have the
-``evaluations.npz`` of an ``EvalCallback``, which ``python -m rl_zoo3.train`` writes unless ``--eval-freq`` is negative.
+``-conf`` have a curve with the name of that file (after the algorithm's, if several were given it). A dotted line of the same
+colour marks the freeze. A folder must have the ``evaluations.npz`` of an ``EvalCallback``, which ``python -m rl_zoo3.train``
+writes unless ``--eval-freq`` is negative.
 
 Operations, time and the freeze come from the ``flops.csv`` that a :class:`~sb3_seer.common.flops.FlopsCallback` writes beside
 it, as each SEER algorithm does.
@@ -179,10 +180,16 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     :return: a curve for each environment and algorithm (or experiment), in the order of the first folder of each
     :raises ValueError: if a folder has no evaluations
     """
-    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in map(Run.load, folders):
-        runs[run.environment, run.name].append(run)
-    return [Curve(*names, runs_of_one) for names, runs_of_one in runs.items()]
+        runs[run.environment, run.name, run.algorithm].append(run)
+    algorithms: dict[str, set[str]] = defaultdict(set)
+    for _, name, algorithm in runs:
+        algorithms[name].add(algorithm)
+    return [
+        Curve(environment, name if len(algorithms[name]) == 1 else f"{algorithm}, {name}", runs_of_one)
+        for (environment, name, algorithm), runs_of_one in runs.items()
+    ]
 
 
 def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -33,6 +33,21 @@ def test_cka_of_equal_and_of_independent_representations() -> None:
     assert debiased_cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
     # Biased, it would be 0.57
     assert debiased_cka(x, gaussians(300, 400, seed=2)) == pytest.approx(0, abs=0.02)
+
+
+def test_cka_is_equation_5_of_its_paper() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 7)) + 3, rng.normal(size=(50, 70))
+    y[:, 0] += x[:, 0]
+    n, ones = 50, np.ones(50)
+
+    def hsic(k: np.ndarray, other: np.ndarray) -> float:
+        middle = (ones @ k @ ones) * (ones @ other @ ones) / ((n - 1) * (n - 2))
+        return float(np.trace(k @ other) + middle - 2 / (n - 2) * (ones @ k @ other @ ones)) / (n * (n - 3))
+
+    grams = [z @ z.T - np.diag((z**2).sum(axis=1)) for z in (x - x.mean(axis=0), y - y.mean(axis=0))]
+    expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))
+    assert debiased_cka(x, y) == pytest.approx(expected)
 
 
 def test_svcca_of_equal_and_of_independent_representations() -> None:
@@ -264,7 +279,29 @@ def check_layers(model: Any, size: tuple[int, int]) -> None:
     np.testing.assert_allclose(latents(model, observations), model.encode(observations)[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_packages_that_make_the_environment_known_are_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lamps.py").write_text(
+        "import gymnasium as gym\ngym.register('Lamp-v3', gym.spec('DialWithInfo-v0').entry_point)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = tmp_path / "sac_seer" / "Lamp-v3_1"
+    (mine / "Lamp-v3").mkdir(parents=True)
+    (mine / "rl_model_20_steps.zip").symlink_to(folder / "rl_model_20_steps.zip")
+    (mine / "Lamp-v3" / "config.yml").symlink_to(folder / "DialWithInfo-v0" / "config.yml")
+    args = OrderedDict(env="Lamp-v3", env_kwargs=None, gym_packages=["lamps"])
+    (mine / "Lamp-v3" / "args.yml").write_text(yaml.dump(args))
+    assert len(AnalysedRun(mine).play(5).actions) == 5
+
+
 # ---- bad input ----
+
+
+def test_an_on_policy_algorithm_is_refused() -> None:
+    model = PPO("CnnPolicy", LightEnv(), policy_kwargs=dict(features_extractor_class=TinyEncoder), device="cpu")
+    with pytest.raises(ValueError, match="`model` must be an off-policy algorithm, got PPO"):
+        latents(model, np.zeros((2, *LightEnv().observation_space.shape), np.uint8))
 
 
 def test_runs_that_cannot_be_analysed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from sb3_seer import SEERDQN, SEERTQC, MultiCameraEncoder, PixelEncoder
+from sb3_seer import SEERDQN, SEERTQC, MultiCameraEncoder, PixelEncoder, SplitExtractor
 from tests.dict_helpers import make_env, make_model
 from tests.helpers import TinyEncoder, encoder_state
 
@@ -54,6 +54,20 @@ def test_it_is_trained_if_all_parts_are_and_batch_statistics_are_no_obstacle():
     encoder = MultiCameraEncoder(SPACE, dict(front=Normalised, wrist=Normalised))
     assert encoder.is_trained and encoder.training and encoder.trunk["front"].training
     assert not MultiCameraEncoder(SPACE, dict(front=Normalised)).is_trained
+
+
+def test_cameras_of_any_size_have_trunks_that_end_in_feature_maps():
+    class Maps(SplitExtractor):
+        def __init__(self, observation_space: spaces.Box) -> None:
+            super().__init__(observation_space, 8)
+            self.trunk = nn.Conv2d(observation_space.shape[0], 4, 3, stride=2)
+            n_pixels = self.trunk(th.zeros(1, *observation_space.shape))[0].numel()
+            self.projection, self.head = nn.Sequential(nn.Flatten(), nn.Linear(n_pixels, 8)), nn.Identity()
+
+    encoder = MultiCameraEncoder(SPACE, dict(front=Maps, wrist=Maps))
+    images = {key: th.rand(4, *SPACE[key].shape) for key in ("front", "wrist")}
+    expected = [encoder.projection[key](encoder.trunk[key](images[key])) for key in images]
+    th.testing.assert_close(encoder.encode(images), th.cat(expected, dim=1))
 
 
 @pytest.mark.parametrize("algorithm", [SEERTQC, SEERDQN])

@@ -268,6 +268,8 @@ def test_mujoco_by_the_name_of_a_camera_and_without_one(make_env: Callable[..., 
         check_env(env, skip_render_check=True)
         images.append(env.reset(seed=1)[0])
         env.close()
+        assert np.array_equal(env.reset(seed=1)[0], images[-1]) and env.camera == camera
+        env.close()
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 

@@ -257,6 +257,13 @@ def test_the_meter_changes_nothing() -> None:
         assert th.equal(weights, with_meter.policy.state_dict()[name]), name
 
 
+def test_vectors_in_a_dict_have_no_encoder() -> None:
+    env = ImageEnv((3, 16, 16), spaces.Box(-1, 1, (1,)))
+    env.observation_space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3))
+    encoder, heads = count_networks(SAC("MultiInputPolicy", env, buffer_size=10).policy)
+    assert encoder == 0 and heads > 0
+
+
 def test_counting_draws_no_random_numbers() -> None:
     """The actor of SAC draws an action."""
     policy, state = train(SEERSAC, 0).policy, th.random.get_rng_state()
@@ -275,10 +282,9 @@ class SlowEnv(LightEnv):
         return super().step(action)
 
 
-def evaluated(folder: Path, env: gym.Env | None = None) -> EvalCallback:
-    return EvalCallback(
-        Monitor(env or LightEnv()), n_eval_episodes=1, eval_freq=50, log_path=str(folder), verbose=0, warn=False
-    )
+def evaluated(folder: Path | None, env: gym.Env | None = None) -> EvalCallback:
+    log_path = None if folder is None else str(folder)
+    return EvalCallback(Monitor(env or LightEnv()), n_eval_episodes=1, eval_freq=50, log_path=log_path, verbose=0, warn=False)
 
 
 def read_rows(folder: Path) -> list[FlopsRow]:
@@ -310,9 +316,10 @@ def test_a_file_tells_of_each_evaluation_and_of_the_freeze(tmp_path: Path) -> No
     assert sorted(row.seconds for row in rows) == [row.seconds for row in rows]
 
 
-def test_the_time_of_evaluations_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_the_time_of_evaluations_does_not_count(is_logged: bool, tmp_path: Path) -> None:
     start = time.perf_counter()
-    model = train(SEERDQN, 120, freeze_after=60, callback=evaluated(tmp_path, SlowEnv()))
+    model = train(SEERDQN, 120, freeze_after=60, callback=evaluated(tmp_path if is_logged else None, SlowEnv()))
     seconds = time.perf_counter() - start
     # Two evaluations of ten steps
     assert 0 < model.flops_count.seconds < seconds - 2 * 10 * 0.01

@@ -131,7 +131,8 @@ def test_rl_zoo_lists_the_algorithms(venv: Venv) -> None:
 
 def test_a_script_that_imports_rl_zoo_finds_everything(venv: Venv) -> None:
     code = """
-import json, sys
+import importlib.util, json, sys
+assert importlib.util.find_spec("rl_zoo3") is not None
 import rl_zoo3
 registered = [name for name, algorithm in rl_zoo3.ALGOS.items() if algorithm.__module__.startswith("sb3_seer")]
 lazy = "dm_control" not in sys.modules
@@ -155,10 +156,13 @@ print(json.dumps([sorted(registered), lazy, before == dict(vars(ExperimentManage
 
 def test_the_hook_can_be_switched_off_and_done_by_hand(venv: Venv) -> None:
     code = """
-import rl_zoo3
+import sys
+import gymnasium, rl_zoo3
 assert "sac_seer" not in rl_zoo3.ALGOS
 import zoo_integration
+sys.argv.append("--env=dm_control/cartpole-swingup-v0")
 zoo_integration.register()
+assert "dm_control/cartpole-swingup-v0" in gymnasium.registry
 assert "sac_seer" in rl_zoo3.ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 assert "sac_seer" in HYPERPARAMS_SAMPLER

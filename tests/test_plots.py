@@ -81,6 +81,16 @@ def test_an_experiment_has_the_name_of_its_file(logs: Path, tmp_path: Path) -> N
     assert [(curve.name, len(curve.runs)) for curve in curves] == [("curl_seer", 2), ("curl", 2), ("my.setups", 1)]
 
 
+def test_algorithms_with_the_same_file_are_curves_of_their_own(logs: Path, tmp_path: Path) -> None:
+    for algo, conf_file in (("sac_seer", "my.yml"), ("curl_seer", "my.yml"), ("sac_seer", "other.yml")):
+        folder = tmp_path / algo / f"Light-v0_{len(conf_file)}"
+        shutil.copytree(logs / "rainbow" / "Light-v0_1", folder)
+        (folder / "Light-v0").mkdir()
+        (folder / "Light-v0" / "args.yml").write_text(yaml.dump(OrderedDict(conf_file=conf_file)))
+    curves = load_curves(folders(tmp_path, "*_seer/*"))
+    assert [(curve.name, len(curve.runs)) for curve in curves] == [("curl_seer, my", 1), ("sac_seer, my", 1), ("other", 1)]
+
+
 def test_names_of_folders(tmp_path: Path) -> None:
     def environment(name: str) -> str:
         return Run(tmp_path / "dqn_seer" / name, np.array([]), np.array([])).environment

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer import SEERDQN, SEERSAC, PretrainedEncoder
+from sb3_seer.common.flops import count_networks
 from tests.helpers import DialEnv, assert_same, encoder_state, make_model, train_on
 
 SPACE = spaces.Box(0, 255, (3, 16, 16), np.uint8)
@@ -167,7 +168,7 @@ def test_a_step_of_the_environments_encodes_one_frame(saved):
     module = model.critic.features_extractor.trunk.module
     handle = module.register_forward_pre_hook(lambda _, inputs: n_frames.append(len(inputs[0])))
     model.learn(2 * 8)
-    # Without the stack of zeros on which operations are counted: the first step encodes two stacks of each env, before it
+    # Without the stack on which operations are counted: the first step encodes two stacks of each env, before it
     # and after it; the second one, as many envs as ever; then a step encodes one frame of each
     assert [n for n in n_frames if n != 3] == [2 * 2 * 3, 2 * 3, *[2] * 6]
     handle.remove()
@@ -185,6 +186,18 @@ def test_a_step_of_the_environments_encodes_one_frame(saved):
     trunk = model.critic.features_extractor.trunk
     trunk.load_state_dict({**trunk.state_dict(), **{f"module.{name}": value for name, value in other.items()}})
     assert not th.allclose(model.encode(observations), alone)
+
+
+def test_a_module_that_is_frozen_already_is_encoded_whole_where_it_is_checked_and_counted():
+    """Not from the frames of the call before."""
+    n_frames: list[int] = []
+    backbone = Backbone().requires_grad_(False)
+    backbone.register_forward_pre_hook(lambda _, inputs: n_frames.append(len(inputs[0])))
+    env = VecFrameStack(make_vec_env(DialEnv), 3, channels_order="first")
+    policy_kwargs = dict(features_extractor_kwargs=dict(module=backbone, mean=[0.4], std=[0.2], n_stack=3))
+    model = make_model(SEERSAC, PretrainedEncoder, env=env, freeze_after=0, policy_kwargs=policy_kwargs)
+    count_networks(model.policy)
+    assert n_frames and set(n_frames) == {3}
 
 
 # ---- what is refused ----

@@ -311,9 +311,12 @@ def test_a_killed_worker_of_ray_loses_no_row(needs_ray: None, stand_in: Path) ->
 def test_sbatch_prints_an_array_of_what_is_not_finished(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["transfer", "--seeds", "1", "-f", str(stand_in)]
+    folder = stand_in / "a folder"
+    arguments = ["transfer", "--seeds", "1", "-f", str(folder)]
     assert main([*arguments, "--sbatch"]) == 0
     script = capsys.readouterr().out
+    assert f'#SBATCH --output="{folder}/slurm-%A_%a.txt"\n' in script
+    assert folder.is_dir()  # before a task runs
     # Rows 2 and 4 start from the model of row 0
     assert "#SBATCH --array=0,1,3\n" in script and "# 2 more rows start from models of these" in script
     assert f"-m benchmarks.reproduce {shlex.join(arguments)} --row $SLURM_ARRAY_TASK_ID" in script
@@ -323,6 +326,11 @@ def test_sbatch_prints_an_array_of_what_is_not_finished(
     main([*arguments, "--sbatch"])
     script = capsys.readouterr().out
     assert "#SBATCH --array=1,2,3,4\n" in script and "more rows" not in script
+    for row in "1234":
+        main([*arguments, "--row", row])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--sbatch"])
+    assert f"All rows in {folder} are finished" in capsys.readouterr().err
 
 
 # ---- Ray and RL Zoo ----

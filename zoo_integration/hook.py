@@ -32,12 +32,17 @@ class ZooFinder:
         from importlib.util import find_spec
 
         sys.meta_path.remove(ZooFinder)
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        finally:
+            sys.meta_path.insert(0, ZooFinder)
         if spec is not None and spec.loader is not None:
             exec_module = spec.loader.exec_module
 
             def exec_and_register(module: "ModuleType") -> None:
                 exec_module(module)
+                if ZooFinder in sys.meta_path:
+                    sys.meta_path.remove(ZooFinder)
                 _register()
 
             spec.loader.exec_module = exec_and_register  # type: ignore[method-assign]

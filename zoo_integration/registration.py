@@ -109,7 +109,7 @@ for zoo_module in (rl_zoo3.exp_manager, rl_zoo3.utils):
     zoo_module.sb3_seer = sb3_seer  # type: ignore[attr-defined]
 
 # gymnasium knows an id of dm_control once shimmy is imported. As that takes a second, only if there is one on the command line
-if any(argument.startswith("dm_control/") for argument in sys.argv):
+if any("dm_control/" in argument for argument in sys.argv):
     import sb3_seer.envs
 
 # ---- RL Zoo's ExperimentManager ----

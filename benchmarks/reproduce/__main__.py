@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(shlex.join(["python", *row.command(args.folder)[1:]]) for row in rows))
             return 0
         if args.sbatch:
+            folder.mkdir(parents=True, exist_ok=True)  # SLURM writes there before a task runs
             print(sbatch(rows, folder, [argument for argument in arguments if argument != "--sbatch"]))
             return 0
         if args.row is not None:

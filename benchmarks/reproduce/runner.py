@@ -176,12 +176,15 @@ def sbatch(rows: Sequence[Row], folder: Path, arguments: Sequence[str]) -> str:
     :param folder: where the rows are, on a file system that all machines share
     :param arguments: of the command that made the manifest
     :return: a script for ``sbatch``, with a task for each row that is not finished
+    :raises ValueError: if there is none to run
     """
     ready = [
         index
         for index, row in enumerate(rows)
         if not row.is_finished(folder) and (row.after is None or row.after.is_finished(folder))
     ]
+    if not ready:
+        raise ValueError(f"All rows in {folder} are finished: --report writes the report")
     waiting = sum(row.after is not None and not row.after.is_finished(folder) for row in rows)
     lines = [
         "#!/bin/bash",
@@ -190,7 +193,7 @@ def sbatch(rows: Sequence[Row], folder: Path, arguments: Sequence[str]) -> str:
         "#SBATCH --cpus-per-task=1 --mem=8G --time=24:00:00",
         "# A task that is killed goes on from its checkpoint",
         "#SBATCH --requeue --open-mode=append",
-        f"#SBATCH --output={folder}/slurm-%A_%a.txt",
+        f'#SBATCH --output="{folder}/slurm-%A_%a.txt"',
         f"cd {shlex.quote(str(Path.cwd()))}",
         f"{shlex.join([sys.executable, '-m', 'benchmarks.reproduce', *arguments])} --row $SLURM_ARRAY_TASK_ID",
     ]

@@ -14,18 +14,22 @@ def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
     :param y: shape ``(n_samples, n_other_features)``
     :return: about 0 if they are independent, 1 if they are equal up to rotation and scale; NaN if one is constant
     """
-    grams = [(z - z.mean(axis=0)) @ (z - z.mean(axis=0)).T for z in (x, y)]
-    for gram in grams:
-        np.fill_diagonal(gram, 0.0)
-    xx, yy = (_hsic(gram, gram) for gram in grams)
-    return float(_hsic(*grams) / np.sqrt(xx * yy)) if xx > 0 and yy > 0 else np.nan
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    xx, yy = _hsic(x, x), _hsic(y, y)
+    return float(_hsic(x, y) / np.sqrt(xx * yy)) if xx > 0 and yy > 0 else np.nan
 
 
-def _hsic(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
-    """:return: unbiased estimate, of Gram matrices with a diagonal of zeros"""
-    n, k_sums, l_sums = len(k), k.sum(axis=0), l.sum(axis=0)
-    middle = k_sums.sum() * l_sums.sum() / ((n - 1) * (n - 2))
-    return ((k * l).sum() + middle - 2 / (n - 2) * k_sums @ l_sums) / (n * (n - 3))
+def _hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """
+    Without the Gram matrices x x^T and y y^T of equation 5, which has zeros on their diagonals: a row of one then sums to
+    minus its diagonal, as the features are centred.
+
+    :return: unbiased estimate of HSIC, of centred features
+    """
+    n, x_squares, y_squares = len(x), (x**2).sum(axis=1), (y**2).sum(axis=1)
+    product = ((x.T @ y) ** 2).sum() - x_squares @ y_squares
+    middle = x_squares.sum() * y_squares.sum() / ((n - 1) * (n - 2))
+    return float(product + middle - 2 / (n - 2) * x_squares @ y_squares) / (n * (n - 3))
 
 
 def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:

@@ -1,5 +1,6 @@
 """A run of RL Zoo with checkpoints: its models, fresh episodes, and what the layers of a network put out."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,9 @@ class AnalysedRun:
         if not file.is_file():
             raise ValueError(f"{self.folder} must be the log folder of a run of RL Zoo, with {name}/args.yml")
         args = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)
+        # They make the environment known, as in RL Zoo's enjoy
+        for package in (args.get("gym_packages") or []) + ["sb3_seer.envs"] * args["env"].startswith("dm_control/"):
+            importlib.import_module(package)
         hyperparams, _ = get_saved_hyperparams(str(file.parent), test_mode=True)
         return args["env"], args["env_kwargs"] or {}, hyperparams, str(file.parent)
 
@@ -272,6 +276,8 @@ def newest_frames(model: Any, observations: Observations) -> np.ndarray:
 def _networks(model: Any) -> dict[str, Any]:
     """:return: the networks that learn by name, a critic first"""
     networks = {name: child for name, child in model.policy.named_children() if isinstance(child, BaseModel)}
+    if not networks:
+        raise ValueError(f"`model` must be an off-policy algorithm, got {type(model).__name__}")
     return {name: networks[name] for name in sorted(networks, key="critic".__ne__) if not name.endswith("_target")}
 
 

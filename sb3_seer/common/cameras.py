@@ -34,7 +34,7 @@ class MultiCameraEncoder(SplitExtractor):
         encoders = encoders or {}
         if not encoders.keys() <= images.keys():
             raise ValueError(f"`encoders` must be for images among {', '.join(images)}, got {', '.join(encoders)}")
-        parts, trunk_dims, head_dims = {}, [], []
+        parts, trunk_shapes, head_dims = {}, [], []
         for key, box in images.items():
             encoder = encoders.get(key, NatureCNN)
             extractor_class, kwargs = (encoder, {}) if isinstance(encoder, type) else encoder
@@ -44,14 +44,14 @@ class MultiCameraEncoder(SplitExtractor):
             parts[key] = split(extractor)
             head_dims.append(extractor.features_dim)
             with th.no_grad():
-                trunk_dims.append(parts[key].trunk(th.zeros(1, *box.shape)).shape[1])
+                trunk_shapes.append(parts[key].trunk(th.zeros(1, *box.shape)).shape[1:])
         vector_dims = [get_flattened_obs_dim(space) for key, space in observation_space.spaces.items() if key not in images]
         latent_dims = [part.latent_dim for part in parts.values()]
         super().__init__(observation_space, sum(latent_dims), features_dim=sum(head_dims) + sum(vector_dims))
         self.trunk = SideBySide({key: part.trunk for key, part in parts.items()})
-        self.projection = SideBySide({key: part.projection for key, part in parts.items()}, trunk_dims)
+        self.projection = SideBySide({key: part.projection for key, part in parts.items()}, trunk_shapes)
         heads = {key: part.head if isinstance(part, SplitExtractor) else nn.Identity() for key, part in parts.items()}
-        self.head = SideBySide(heads, latent_dims)
+        self.head = SideBySide(heads, [(dim,) for dim in latent_dims])
         self.is_trained = all(getattr(part, "is_trained", False) for part in parts.values())
         self.train()
 

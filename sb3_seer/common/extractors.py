@@ -1,6 +1,7 @@
 """Splits a features extractor into an encoder, which is frozen, and a head, which goes on learning."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,22 +82,23 @@ class SideBySide(nn.ModuleDict):
     Applies a module to each part, and puts their outputs side by side.
 
     :param modules: by key
-    :param sizes: numbers in each part of an input, None if the input has its parts by key
+    :param shapes: of each part of an input, None if the input has its parts by key
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], sizes: Sequence[int] | None = None) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], shapes: Sequence[Sequence[int]] | None = None) -> None:
         super().__init__(modules)
-        self.sizes = sizes
+        self.shapes = shapes
 
     def forward(self, inputs: PyTorchObs) -> th.Tensor:
         """
-        :param inputs: parts by key, or one tensor of shape ``(batch_size, sum(sizes))``
-        :return: shape ``(batch_size, n_outputs)``
+        :param inputs: parts by key, or one tensor with the flattened parts, shape ``(batch_size, n_inputs)``
+        :return: the flattened outputs, shape ``(batch_size, n_outputs)``
         """
         if isinstance(inputs, th.Tensor):
-            assert self.sizes is not None
-            inputs = dict(zip(self, inputs.split(list(self.sizes), dim=1), strict=True))
-        return th.cat([module(inputs[key]) for key, module in self.items()], dim=1)
+            assert self.shapes is not None
+            parts = inputs.split([math.prod(shape) for shape in self.shapes], dim=1)
+            inputs = {key: part.unflatten(1, shape) for key, part, shape in zip(self, parts, self.shapes, strict=True)}
+        return th.cat([module(inputs[key]).flatten(start_dim=1) for key, module in self.items()], dim=1)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ same with and without SEER.
 """
 
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
-import numpy as np
 import torch as th
+from gymnasium import spaces
 from sb3_contrib.qrdqn import QRDQN
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_seer.common.callbacks import walk
 from sb3_seer.common.extractors import can_split, split
-from sb3_seer.common.observations import separate
+from sb3_seer.common.observations import image_spaces, separate
 from sb3_seer.common.save_util import replacing
 
 # Written beside the evaluations of an EvalCallback
@@ -72,7 +72,7 @@ def find_passes(model: Any) -> Passes | None:
 
 def count_networks(policy: BasePolicy) -> tuple[int, int]:
     """
-    Run the networks once, on an observation of zeros, and count in convolutions and matrix products, without biases.
+    Run the networks once, on a random observation, and count in convolutions and matrix products, without biases.
 
     :param policy: policy of an off-policy algorithm
     :return: E and M: multiply-adds for one observation, of the encoder of one network, and of the heads of all
@@ -80,24 +80,28 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
     """
     encoder = heads = 0
     training = policy.training
-    policy.set_training_mode(False)  # normalisation layers must not learn from the zeros
+    policy.set_training_mode(False)  # normalisation layers must not learn from it
     for name, network in policy.named_children():
         if not isinstance(network, BaseModel) or name.endswith("_target"):
             continue
-        space = network.observation_space
-        zeros: Any = gym.vector.utils.create_empty_array(space, n=1, fn=np.zeros)
-        obs, _ = network.obs_to_tensor(zeros)
+        space = deepcopy(network.observation_space)
+        space.seed(0)
+        # Of frames that differ: an encoder may run once for equal ones
+        obs, _ = network.obs_to_tensor(space.sample())
         actions = [th.zeros(1, get_action_dim(network.action_space), device=policy.device)]
         extractor: Any = network.features_extractor
         images: Any = preprocess_obs(obs, space)
-        if can_split(type(extractor), space):
+        if isinstance(space, spaces.Dict) and not image_spaces(space):
+            images = None
+        elif can_split(type(extractor), space):
             images, _ = separate(images, space)
         # An actor draws an action: this must not move the random numbers of the training
         with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             with FlopCounterMode(display=False) as whole:
                 network(obs, *(actions if name == "critic" else []))
             with FlopCounterMode(display=False) as part:
-                split(extractor).projection(split(extractor).trunk(images))
+                if images is not None:
+                    split(extractor).projection(split(extractor).trunk(images))
         encoder = part.get_total_flops() // 2
         heads += whole.get_total_flops() // 2 - encoder
     policy.set_training_mode(training)
@@ -234,7 +238,7 @@ class FlopsCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         count, now, frozen = self.count, time.perf_counter(), getattr(self.model, "encoder_frozen", False)
-        n_evaluations = sum(len(evaluator.evaluations_timesteps) for evaluator in self._evaluators)
+        n_evaluations = sum(child.n_calls // child.eval_freq for child in self._evaluators if child.eval_freq > 0)
         # The time of a freeze counts, even if there was an evaluation next to it
         if n_evaluations == self._seen[0] or frozen != self._seen[1]:
             count.seconds += now - self._time

@@ -130,7 +130,10 @@ def _check_module(trunk: _Frames, frame_shape: tuple[int, ...]) -> int:
     module.eval()
     with th.no_grad(), th.random.fork_rng(devices=[]):  # the random numbers of the training stay as they are
         stack = th.rand(1, *frame_shape).repeat(1, trunk.n_stack, 1, 1)
-        outputs = [trunk(stack) for _ in range(2)]
+        outputs = []
+        for _ in range(2):
+            outputs.append(trunk(stack))
+            trunk._forget()
     if not th.equal(*outputs):
         raise ValueError(
             f"`module` must give the same output twice in evaluation mode, got a {type(module).__name__} that does not: "

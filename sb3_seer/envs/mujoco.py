@@ -34,6 +34,7 @@ class MujocoPixels(gym.ObservationWrapper[np.ndarray, ActType, Any], gym.utils.R
         self.camera = camera
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self._renderer: Any = None
+        self._camera: Any = camera
 
     def observation(self, observation: Any) -> np.ndarray:
         """
@@ -47,14 +48,13 @@ class MujocoPixels(gym.ObservationWrapper[np.ndarray, ActType, Any], gym.utils.R
             height, width, _ = self.observation_space.shape  # type: ignore[misc]
             self._renderer = mujoco.Renderer(simulation.model, height, width)
             if not isinstance(self.camera, int | str):
-                camera, attributes = mujoco.MjvCamera(), self.camera or {}
-                mujoco.mjv_defaultFreeCamera(simulation.model, camera)
-                for name, value in attributes.items():
-                    setattr(camera, name, value)
-                self.camera = camera
+                self._camera = mujoco.MjvCamera()
+                mujoco.mjv_defaultFreeCamera(simulation.model, self._camera)
+                for name, value in (self.camera or {}).items():
+                    setattr(self._camera, name, value)
         if hasattr(simulation, "_render_callback"):  # gymnasium-robotics moves the mark of a goal there when it renders
             simulation._render_callback()
-        self._renderer.update_scene(simulation.data, self.camera)
+        self._renderer.update_scene(simulation.data, self._camera)
         return self._renderer.render().copy()
 
     def close(self) -> None:

@@ -1,0 +1,39 @@
+"""The sweep of T_f, with a stand-in for RL Zoo."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    from benchmarks.freeze_sweep import FRACTIONS, sweep_zoo
+
+    trained: list[str] = []
+
+    def train(command: list[str], check: bool) -> None:
+        algo, env, logs = (command[command.index(name) + 1] for name in ("--algo", "--env", "-f"))
+        trained.append(env)
+        folder = Path(logs) / algo / f"{env.replace('/', '-')}_1"
+        folder.mkdir(parents=True)
+        np.savez(folder / "evaluations.npz", timesteps=[10], results=[[len(trained)]])
+        (folder / "flops.csv").write_text("timesteps,flops,seconds,frozen\n10,7,0.1,0\n")
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+
+    def sweep(task: str) -> list[Any]:
+        return [row.mean_return for row in sweep_zoo(task, 0, [], tmp_path)]
+
+    monkeypatch.setattr(subprocess, "run", train)
+    with pytest.raises(KeyboardInterrupt):
+        sweep("sac_seer my/One-v0")
+    n = len(FRACTIONS) + 2
+    assert sweep("sac_seer my/One-v0") == [1, 2, *range(4, n + 2)]
+    assert sweep("sac_seer my/Two-v0") == [*range(n + 2, 2 * n + 2)]
+    assert sweep("sac_seer my/One-v0") == [1, 2, *range(4, n + 2)]
+    assert trained == ["my/One-v0"] * (n + 1) + ["my/Two-v0"] * n
