@@ -206,8 +206,8 @@ class FlopsCallback(BaseCallback):
     Where an ``EvalCallback`` logs its evaluations, a file ``flops.csv`` is written beside them: the steps, the operations and
     the seconds (without the evaluations) until each evaluation, and until the freeze.
 
-    A SEER algorithm attaches one by itself. Give it to ``Rainbow``, or to SB3's algorithms, to compare with them (in RL Zoo's
-    YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
+    A SEER algorithm attaches one by itself. Give it to ``Rainbow``, or to SB3's SAC, DQN and QR-DQN, to compare with them (in
+    RL Zoo's YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
 
     :param verbose: as for any callback
     :raises ValueError: if the passes of a gradient step are not known, see :func:`find_passes`
