@@ -10,7 +10,8 @@ class ActionRepeat(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Re
     """
     Take each action several times, and sum the rewards. An episode that ends in the middle of it ends there.
 
-    Unlike SB3's ``MaxAndSkipEnv`` it returns the last observation as it is, whatever its type.
+    Unlike SB3's ``MaxAndSkipEnv`` it returns the last observation as it is, whatever its type. gymnasium has the same wrapper
+    since 1.3, as ``RepeatAction``.
 
     :param env: environment to wrap
     :param repeat: how often to take each action
