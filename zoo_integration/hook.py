@@ -51,7 +51,7 @@ class ZooFinder:
 
 def install() -> type[ZooFinder]:
     """
-    Wait for the import of RL Zoo, unless ``SB3_SEER_NO_ZOO_HOOK=1`` is set. A second call changes nothing.
+    Register with RL Zoo once it is imported, unless ``SB3_SEER_NO_ZOO_HOOK=1`` is set. A second call changes nothing.
 
     :return: the finder, for the ``.pth`` file of 0.1.0, which an editable installation keeps
     """

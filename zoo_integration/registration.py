@@ -133,7 +133,7 @@ def init(self: ExperimentManager, args: Any, algo: str, *others: Any, **kwargs: 
 
 @functools.wraps(_objective)
 def objective(self: ExperimentManager, trial: optuna.Trial) -> float:
-    """What a sampler returns replaces what is configured, which it is not given. Show it to the samplers of this package."""
+    """RL Zoo does not show a sampler the configured hyperparameters, which its result replaces. Give them to our samplers."""
     token = configured_hyperparams.set(self._hyperparams)
     try:
         return _objective(self, trial)
@@ -185,7 +185,7 @@ def evaluate_agent(model: Any, eval_env: Any, n_eval_episodes: int, is_determini
 
 @functools.wraps(_metadata_save)
 def metadata_save(local_path: str | Path, data: dict[str, Any]) -> None:
-    """Add what is to be said of a SEER agent to the card before its metadata is."""
+    """Add the section on SEER to the model card before RL Zoo adds the metadata."""
     folder = Path(local_path).parent
     if folder in _agents:
         extend_card(folder, _agents.pop(folder))

@@ -59,8 +59,8 @@ def sample_seer_params(
 
     * T_f (``freeze_after``) from 5 to 60 % of a trial, around the 10 to 64 % of the paper (figures 2 and 3); not where
       the configuration says never (``freeze_after: null``) or ``auto``
-    * K (``n_augmentations``) only where an augmentation is configured, and at most what is configured: K latents
-      must fit into the memory of an image, and of that one it is known that they do. At least the configured ``n_views``
+    * K (``n_augmentations``) only where an augmentation is configured, from the configured ``n_views`` to the configured K:
+      K latents must fit into the memory of an image, and the configured K is known to fit
 
     :param sample_base_params: RL Zoo's sampler for the algorithm that is extended
     :param trial: Optuna's trial

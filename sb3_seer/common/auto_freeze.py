@@ -31,9 +31,9 @@ class FreezeCheck(NamedTuple):
     """
     What a check has measured.
 
-    :param drift: how much of the latents cannot be told linearly from the latents of the encoder at the check before, 0 to 1
-    :param dynamics: how much of the next latents can be told linearly from the latent and the action, 0 to 1
-    :param dynamics_gain: by how much that is more than at the check before, on the same transitions
+    :param drift: part of the latents that a linear map cannot predict from the latents of the last check's encoder, 0 to 1
+    :param dynamics: part of the next latents that a linear map predicts from the latent and the action, 0 to 1
+    :param dynamics_gain: ``dynamics`` minus the same for the last check's encoder, on the same transitions
     """
 
     drift: float

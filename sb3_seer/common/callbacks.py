@@ -47,7 +47,7 @@ class FreezeEncoderCallback(BaseCallback):
     :param when: another name of ``freeze_after``: ``FreezeEncoderCallback(when="auto")``
     :param min_fraction: ``"auto"`` freezes at this fraction of the steps or later
     :param max_fraction: ``"auto"`` freezes at this fraction of the steps in any case; 1 for only once the encoder has settled
-    :raises ValueError: for another value of a parameter; for an algorithm without an encoder to freeze
+    :raises ValueError: for an invalid parameter; for an algorithm without an encoder to freeze
     """
 
     model: Any  # a SEER algorithm

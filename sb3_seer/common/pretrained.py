@@ -20,7 +20,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 class PretrainedEncoder(SplitExtractor):
     """
-    Encoder that was trained elsewhere, for ``freeze_after=0``: no image is ever stored. A later freeze trains it until then.
+    Encoder that was trained elsewhere, for ``freeze_after=0``: no image is ever stored. With a later freeze it is
+    trained until then.
 
     Frames of a stack are encoded one by one, as the module was trained on single images: their outputs side by side are the
     latent, and a step of the environments encodes one frame. The head is a layer normalisation: the outputs of a module may

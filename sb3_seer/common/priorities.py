@@ -257,7 +257,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param beta: see :class:`Priorities`
     :param final_beta: see :class:`Priorities`
     :param kwargs: as for ``ReplayBuffer``, without ``optimize_memory_usage``
-    :raises ValueError: for another value of a parameter
+    :raises ValueError: for an invalid parameter
     """
 
     prioritized = True

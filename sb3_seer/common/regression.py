@@ -50,7 +50,7 @@ def linear_predictability(x: np.ndarray, y: np.ndarray, more: np.ndarray | None 
 
     :param x: latents, in a random order, shape ``(n, latent_dim)``; their principal components are the inputs
     :param y: other latents of the same observations, or of the next ones, shape ``(n, other_latent_dim)``
-    :param more: inputs beside the latents, shape ``(n, n_inputs)``
+    :param more: inputs in addition to the latents, shape ``(n, n_inputs)``
     :return: from 0 to 1, the latter also if ``y`` does not vary
     """
     inputs, targets = principal_components(x), principal_components(y)

@@ -78,7 +78,7 @@ class LatentReplayBuffer(ReplayBuffer):
     :param beta: see :class:`~sb3_seer.common.priorities.Priorities`
     :param final_beta: see :class:`~sb3_seer.common.priorities.Priorities`
     :param sample_positives: sample ``ContrastiveReplayBufferSamples``
-    :raises ValueError: for another value of a parameter
+    :raises ValueError: for an invalid parameter
     """
 
     def __init__(
@@ -453,8 +453,8 @@ class LatentReplayBuffer(ReplayBuffer):
         held = self.n_valid * self.n_envs * self.layout.frame_bytes
         if self.stage == "images" and self.n_stack > 1 and self.extra_bytes > max(held, self.nbytes // 10) / 2:
             warn(
-                "Extra frames take at least half as much memory as the stored images: observations are not shifted "
-                f"by one of {self.n_stack} stacked frames in a step. To store each as it is, set "
+                "Extra frames take at least half as much memory as the stored images: the observations' stacks of "
+                f"{self.n_stack} frames do not shift by one frame per step. To store each stack as it is, set "
                 "replay_buffer_kwargs=dict(n_stack=1)"
             )
 

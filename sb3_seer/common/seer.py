@@ -74,14 +74,14 @@ class SEERMixin(OffPolicyAlgorithm):
     :param max_latent_buffer_size: most transitions held as latents, None for as many as fit
     :param batch_size_after_freeze: takes the place of ``batch_size`` at the freeze, None to keep it
     :param gradient_steps_after_freeze: takes the place of ``gradient_steps`` at the freeze, None to keep it
-    :param pretrained_encoder: path of a saved model whose encoder to start with (section 5.4 of the paper): of this
-        algorithm or another, frozen or not. With ``freeze_after=0`` the encoder never learns and images are never stored.
-        The file is read when the model is made, not when the model is saved and loaded
+    :param pretrained_encoder: path of a saved model of this algorithm or another, frozen or not, to take the initial encoder
+        from (section 5.4 of the paper). With ``freeze_after=0`` the encoder never learns and images are never stored.
+        The file is read when a new model is made, not when a saved one is loaded
     :param pretrained_part: ``"encoder"`` for the part that a freeze takes, as in the paper across domains, or ``"policy"``
         for all networks, as in the paper for another task of the same domain
     :param kwargs: as for the SB3 class. With images, ``replay_buffer_class`` must be ``LatentReplayBuffer``, a subclass, or
         None, and ``optimize_memory_usage`` has no effect: an observation is always stored once
-    :raises ValueError: for another value of a parameter; if a latent is larger than the image that it replaces; for a
+    :raises ValueError: for an invalid parameter; if a latent is larger than the image that it replaces; for a
         ``VecNormalize`` that normalises images; for a pretrained model of another architecture
     :raises FileNotFoundError: if there is no pretrained model at the path
     """
@@ -163,23 +163,26 @@ class SEERMixin(OffPolicyAlgorithm):
         space = self.observation_space
         if not issubclass(self.policy_class, SEERPolicy):
             return (
-                f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}: it trains as the SB3 class. "
+                f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}. "
                 "To store latents, use images, and CnnPolicy or MultiInputPolicy"
             )
         if isinstance(space, spaces.Dict) and not image_spaces(space):
-            return f"in observations of {space}: it trains as the SB3 class. To store latents, use images"
+            return f"with observations of {space}. To store latents, use images"
         extractor_class = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)
         if not can_split(extractor_class, space):
             return (
-                f"in a {extractor_class.__name__}, which may mix images with other keys: it trains as the SB3 class. "
+                f"with a {extractor_class.__name__}, which may mix images with other keys. "
                 "To store latents, use SB3's CombinedExtractor, or a SplitExtractor"
             )
         return None
 
     def _set_up_without_encoder(self, why_not: str) -> None:
         if self.freeze_after == "auto":
-            raise ValueError(f'`freeze_after` must not be "auto" where there is no encoder to freeze: {why_not}')
-        warn(f"{type(self).__name__} has no encoder to freeze {why_not}. Only the parameters of the SB3 class have an effect")
+            raise ValueError(f'`freeze_after` must not be "auto" where there is no encoder to freeze, got "auto" {why_not}')
+        warn(
+            f"{type(self).__name__} has no encoder to freeze {why_not}. The agent trains as the SB3 class. "
+            "Only the parameters of the SB3 class have an effect"
+        )
         for name in ("pretrained_encoder", "batch_size_after_freeze", "gradient_steps_after_freeze"):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None where there is no encoder to freeze, got {getattr(self, name)!r}")

@@ -45,10 +45,10 @@ class SEERCURL(SEERSAC):
 
     Papers: CURL https://arxiv.org/abs/2004.04136; SEER https://arxiv.org/abs/2103.02886 (section 5.1; appendix, Table 4).
 
-    While the encoder learns, one more loss trains the critic's features extractor: from two augmentations of each
-    observation of a batch, one (the anchor) seen by the critic, the other (the key) by the target critic, whose features
-    extractor follows at ``encoder_tau``, it has to tell which belong together. The anchor is what
-    the critic learns from, the key is augmented independently. The loss ends with the freeze: from then on this is
+    While the encoder learns, one more loss trains the critic's features extractor. Each observation of a batch is augmented
+    twice, independently: the critic encodes the first copy (the anchor, from which the critic also learns), the target critic
+    the second (the key). The features must tell which anchor and key belong together. The features extractor of the target
+    critic follows at ``encoder_tau``. The loss ends with the freeze: from then on this is
     ``SEERSAC``. With ``freeze_after=None`` it is CURL. With ``MlpPolicy`` it is SB3's SAC, with the defaults of
     ``ent_coef`` and ``target_update_interval`` below.
 
@@ -78,7 +78,7 @@ class SEERCURL(SEERSAC):
     :param args: as for ``SEERSAC``
     :param augmentation: as for ``SEERSAC``, None only without the contrastive loss
     :param ent_coef: as for SB3's SAC. The default starts at the papers' 0.1, as its learning rate is small
-    :param cpc_update_freq: gradient steps for one of the contrastive loss, None for never
+    :param cpc_update_freq: gradient steps per update with the contrastive loss, None for never
     :param encoder_learning_rate: of features extractors, the actor's and the critic's; a number, or a function
         of the progress remaining (from 1 to 0). ``learning_rate`` is that of the other layers
     :param cpc_learning_rate: of the contrastive loss's own optimizer; a number or a function

@@ -17,8 +17,8 @@ EXTRACTOR_GROUP = 1
 
 class SEERCURLPolicy(SEERSACPolicy):
     """
-    Policy of ``SEERCURL``: that of ``SEERSAC``, whose optimizers know the features extractors from the rest, and which
-    says what a contrastive loss compares.
+    Policy of ``SEERCURL``: the policy of ``SEERSAC``, with a parameter group of their own for the features extractors, and
+    with the features that the contrastive loss compares.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:

@@ -31,7 +31,7 @@ class RainbowNetwork(QNetwork):
     :param dueling: whether one stream gives the value of the state, and another the advantages of the actions
     :param noisy: whether the linear layers after the features extractor are noisy
     :param sigma0: initial scale of the noise
-    :raises ValueError: for another value of a parameter
+    :raises ValueError: for an invalid parameter
     """
 
     support: th.Tensor

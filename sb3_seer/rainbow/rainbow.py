@@ -48,10 +48,10 @@ class Rainbow(WeightedUpdates, DQN):
     noise of the action before it; here it draws its own, as in the paper of noisy networks
     (https://arxiv.org/abs/1706.10295, Algorithm 1), so that several updates in a row do not share it.
 
-    Differences from the code: nothing is bootstrapped from a window in which the episode terminates (there, nor from one
-    just before that step), windows end at the write head of the replay buffer, and one Adam optimizes all weights (there,
-    one each for convolutions and linear layers, which is the same). Prioritised transitions have the cross-entropy as their
-    error, as in the code: the paper's KL divergence plus the entropy of the target.
+    Differences from the code: a window does not bootstrap if the episode terminates in it (in the code, also if it terminates
+    in the step after it), windows end at the write head of the replay buffer, and one Adam optimizes all weights (in the code,
+    one each for convolutions and linear layers, which is the same). The error of a prioritised transition is the
+    cross-entropy, as in the code: the paper's KL divergence plus the entropy of the target.
 
     All parameters of ``DQN``, and these:
 

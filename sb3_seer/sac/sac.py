@@ -39,8 +39,8 @@ class SEERSAC(SEERMixin, SAC):
         of the next observation, the critic's loss over the views of the observation, as in DrQ
         (https://arxiv.org/abs/2004.13649, equations 1 to 3, with K = M = ``n_views``); the actor learns from one. In the
         latents stage they are ``n_views`` of the K stored copies
-    :param actor_update_freq: gradient steps for one of the actor and the entropy coefficient, counted over all of the training
-        (CURL and DrQ: 2)
+    :param actor_update_freq: gradient steps per update of the actor and the entropy coefficient, counted over all of the
+        training (CURL and DrQ: 2)
     :param encoder_tau: Polyak coefficient of the target critic's features extractor, between 0 and 1 (CURL: 0.05).
         None: ``tau``, as for the Q-networks
     :param ent_coef_learning_rate: of the entropy coefficient; a number, or a function of the progress remaining (from 1
@@ -107,9 +107,9 @@ class SEERSAC(SEERMixin, SAC):
     @property
     def flops_passes(self) -> Passes | None:
         """
-        Per view, F = 3 and B = 1. Of the encoder: the observations, and the next ones for the actor and for the target. Of the
-        heads, the actor passes forward twice and each critic three times; each backward once, and the critics once more for
-        the gradient of the actions alone: three and one for all of them is right within 10% of the heads (one view).
+        Per view, F = 3 and B = 1. The encoder passes forward for the observations, and for the next ones for the actor and for
+        the target. The heads of the actor pass forward twice and those of each critic three times. All pass backward once,
+        the critics once more for the gradient of the actions: F = 3 and B = 1 are within 10% for the heads (one view).
         """
         return Passes(3 * self.n_views, self.n_views) if isinstance(self.policy, SEERSACPolicy) else None
 

@@ -21,7 +21,7 @@ class SEERTD3(SEERMixin, TD3):
     are bit-identical to TD3's.
 
     With n-step returns, a random shift, exploration noise that falls over a schedule, ``PixelEncoder(tanh=True)`` and
-    ``ortho_init`` it is DrQ-v2 (https://arxiv.org/abs/2107.09645): see ``hyperparams/td3_seer.yml``.
+    ``ortho_init`` it follows DrQ-v2 (https://arxiv.org/abs/2107.09645): see ``hyperparams/td3_seer.yml``.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
