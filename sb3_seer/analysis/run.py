@@ -92,8 +92,10 @@ class AnalysedRun:
         if not file.is_file():
             raise ValueError(f"{self.folder} must be the log folder of a run of RL Zoo, with {name}/args.yml")
         args = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)
-        # They make the environment known, as in RL Zoo's enjoy
-        for package in (args.get("gym_packages") or []) + ["sb3_seer.envs"] * args["env"].startswith("dm_control/"):
+        packages = list(args.get("gym_packages") or ())  # they make the environment known, as in RL Zoo's enjoy
+        if args["env"].startswith("dm_control/"):
+            packages.append("sb3_seer.envs")
+        for package in packages:
             importlib.import_module(package)
         hyperparams, _ = get_saved_hyperparams(str(file.parent), test_mode=True)
         return args["env"], args["env_kwargs"] or {}, hyperparams, str(file.parent)

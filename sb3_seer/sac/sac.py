@@ -107,9 +107,9 @@ class SEERSAC(SEERMixin, SAC):
     @property
     def flops_passes(self) -> Passes | None:
         """
-        Per view, F = 3 and B = 1. The encoder passes forward for the observations, and for the next ones for the actor and for
-        the target. The heads of the actor pass forward twice and those of each critic three times. All pass backward once,
-        the critics once more for the gradient of the actions: F = 3 and B = 1 are within 10% for the heads (one view).
+        Per view, F = 3 and B = 1. The encoder has three forward passes: the observations, and the next observations for the
+        actor and for the target. The actor's head has two, each critic's head three. All have one backward pass, the critics
+        one more for the gradient of the actions. So for the heads, F = 3 and B = 1 are within 10% (one view).
         """
         return Passes(3 * self.n_views, self.n_views) if isinstance(self.policy, SEERSACPolicy) else None
 
