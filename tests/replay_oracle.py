@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.buffer_file import load_buffer, save_buffer
+from sb3_seer.common.observations import crop_to_middle
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
 
@@ -170,7 +170,7 @@ class StubEncoder:
         self.weights = th.as_tensor(np.random.RandomState(0).randint(-9, 10, size=size)).float()
 
     def center_crop(self, images: th.Tensor) -> th.Tensor:
-        return CenterCrop(self.image_shape[1:])(images)
+        return crop_to_middle(images, self.image_shape[1:])
 
     def encode(self, images: th.Tensor) -> th.Tensor:
         assert images.shape[1:] == self.image_shape
@@ -263,10 +263,11 @@ def sample_all(buffer: LatentReplayBuffer, which: int = 0) -> Any:
         return buffer.sample(len(rows))
 
 
-def saved(oracle: Oracle, path: str | None = None, frozen: bool | None = None) -> None:
+def saved(oracle: Oracle, path: str | None = None, frozen: bool | None = None, prioritized: bool | None = None) -> None:
     """The buffer is saved to a file and loaded, or loaded from the file that is given."""
     buffer, encoder = oracle.buffer, oracle.buffer.encoder.policy
-    kwargs = {name: getattr(buffer, name) for name in ("n_envs", "n_steps", "gamma", "latent_dtype", "prioritized")}
+    kwargs = {name: getattr(buffer, name) for name in ("n_envs", "n_steps", "gamma", "latent_dtype")}
+    kwargs["prioritized"] = buffer.priorities is not None if prioritized is None else prioritized
     kwargs.update({name: getattr(buffer.encoder, name) for name in ("n_augmentations", "augmentation")}, device="cpu")
     make_buffer = partial(
         LatentReplayBuffer, observation_space=buffer.observation_space, action_space=buffer.action_space, **kwargs

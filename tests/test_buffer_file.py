@@ -270,11 +270,9 @@ def test_a_prioritised_buffer_is_saved_and_survives_the_freeze(algorithm: Any, t
 def test_priorities_come_and_go_with_the_model_that_loads() -> None:
     oracle = make_oracle(n_envs=2)
     oracle.add(30)
-    oracle.buffer.prioritized = True  # what the model says that loads it
-    saved(oracle)
+    saved(oracle, prioritized=True)
     assert set(oracle.buffer.priorities.values) == {1.0}
-    oracle.buffer.prioritized = False
-    saved(oracle)
+    saved(oracle, prioritized=False)
     assert oracle.buffer.priorities is None
     oracle.buffer.sample(4)
 

@@ -443,7 +443,7 @@ def test_without_images_it_is_sac(tmp_path):
     "kwargs, message",
     [
         (dict(augmentation=None), "`augmentation` must not be None with a contrastive loss.*cpc_update_freq=None"),
-        (dict(cpc_update_freq=0), "`cpc_update_freq` must be None .never. or an integer >= 1, got 0"),
+        (dict(cpc_update_freq=0), "`cpc_update_freq` must be None or an integer >= 1, got 0"),
         (dict(actor_update_freq=None), "`actor_update_freq` must be an integer >= 1, got None"),
         (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),
         (dict(encoder_tau=1.5), "`encoder_tau` must be between 0 and 1, got 1.5"),

@@ -84,8 +84,11 @@ class ToFloats(th.nn.Module):
         (dict(batch_size_after_freeze=0), "`batch_size_after_freeze` must be None or an integer >= 1, got 0"),
         (dict(batch_size_after_freeze=-1), "`batch_size_after_freeze` must be None or an integer >= 1, got -1"),
         (dict(batch_size_after_freeze=True), "`batch_size_after_freeze` must be None or an integer >= 1, got True"),
-        (dict(gradient_steps_after_freeze=0), "`gradient_steps_after_freeze` must be None, an integer >= 1 or -1, got 0"),
-        (dict(gradient_steps_after_freeze=1.5), "`gradient_steps_after_freeze` must be None, an integer >= 1 or -1, got 1.5"),
+        (dict(gradient_steps_after_freeze=0), "`gradient_steps_after_freeze` must be None or -1 or an integer >= 1, got 0"),
+        (
+            dict(gradient_steps_after_freeze=1.5),
+            "`gradient_steps_after_freeze` must be None or -1 or an integer >= 1, got 1.5",
+        ),
     ],
 )
 def test_parameters(algorithm, kwargs, message):

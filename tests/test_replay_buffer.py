@@ -71,7 +71,7 @@ def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
             saved(oracle)
         elif action == "pickle":
             pickled(oracle)
-        elif action == "update" and oracle.buffer.prioritized and oracle.n_held:
+        elif action == "update" and oracle.buffer.priorities is not None and oracle.n_held:
             update_priorities(oracle)
         elif action == "freeze":
             oracle.buffer.to_latents()

@@ -13,7 +13,7 @@ import warnings
 import pytest
 from stable_baselines3.common.save_util import open_path
 
-from sb3_seer.common.save_util import replacing
+from sb3_seer.common.save_util import open_atomic
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "zip", None])
@@ -50,7 +50,7 @@ def test_files_end_up_where_sb3_puts_them(tmp_path, monkeypatch, path, suffix):
             file.write(b"new")
 
     def save_seer():
-        with replacing(path, suffix, verbose=2) as file:
+        with open_atomic(path, suffix, verbose=2) as file:
             file.write(b"new")
 
     old_mask = os.umask(0o027)
@@ -65,7 +65,7 @@ def test_files_end_up_where_sb3_puts_them(tmp_path, monkeypatch, path, suffix):
 
 def test_overwriting_is_silent_unless_verbose(tmp_path, recwarn):
     for _ in range(2):
-        with replacing(tmp_path / "buffer", "pkl") as file:
+        with open_atomic(tmp_path / "buffer", "pkl") as file:
             file.write(b"new")
     assert not recwarn.list
 
@@ -77,7 +77,7 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, error, is_new):
     if not is_new:
         path.write_bytes(b"old")
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(type(error)), replacing(path, "pkl") as file:
+    with pytest.raises(type(error)), open_atomic(path, "pkl") as file:
         file.write(b"n" * 100_000)
         file.flush()
         assert [file for file in tmp_path.iterdir() if file != path] == [tmp_path / f"buffer.pkl.{os.getpid()}.tmp"]
@@ -90,7 +90,7 @@ def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, mo
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(("fsync", os.fstat(fd).st_size)), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
-    with replacing(tmp_path / "buffer.pkl") as file:
+    with open_atomic(tmp_path / "buffer.pkl") as file:
         file.write(b"new")
     assert events == [("fsync", 3), "replace"]
 
@@ -101,7 +101,7 @@ def test_a_protected_file_is_refused_as_open_does(tmp_path):
     path.write_bytes(b"old")
     path.chmod(0o444)
     raised = []
-    for save in (lambda: open(path, "ab"), lambda: replacing(path)):
+    for save in (lambda: open(path, "ab"), lambda: open_atomic(path)):
         try:
             with save():
                 raised.append(None)
@@ -128,7 +128,7 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(tmp_path):
         ]
         for file in (stale, *others):
             file.write_bytes(b"half")
-        with replacing(tmp_path / "buffer", "pkl") as file:
+        with open_atomic(tmp_path / "buffer", "pkl") as file:
             file.write(b"new")
         assert set(tmp_path.iterdir()) == {tmp_path / "buffer.pkl", *others}
         alive.communicate(b"\n")
@@ -136,18 +136,18 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(tmp_path):
 
 def test_file_objects_are_written_to_directly(tmp_path):
     memory = io.BytesIO()
-    with replacing(memory, "pkl") as file:
+    with open_atomic(memory, "pkl") as file:
         assert file is memory
         file.write(b"new")
     assert not memory.closed and memory.getvalue() == b"new"
     with open(tmp_path / "name", "wb") as opened:
-        with replacing(opened, "pkl") as file:
+        with open_atomic(opened, "pkl") as file:
             assert file is opened
         assert not opened.closed
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
-    with open(tmp_path / "name", "rb") as opened, pytest.raises(ValueError, match="writable"), replacing(opened):
+    with open(tmp_path / "name", "rb") as opened, pytest.raises(ValueError, match="writable"), open_atomic(opened):
         pass
-    with pytest.raises(TypeError, match="invalid type"), replacing(3):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="invalid type"), open_atomic(3):  # type: ignore[arg-type]
         pass
 
 
@@ -157,7 +157,7 @@ CONTENTS = [bytes([i]) * 4_000_000 for i in range(2)]
 def save_for_ever(path, i: int, started) -> None:
     started.send(True)
     while True:
-        with replacing(path, "pkl") as file:
+        with open_atomic(path, "pkl") as file:
             for start in range(0, len(CONTENTS[i]), 2**12):
                 file.write(CONTENTS[i][start : start + 2**12])
         i = 1 - i
@@ -185,6 +185,6 @@ def test_whenever_a_process_is_killed_the_file_is_whole(tmp_path):
         assert content in CONTENTS
         seen.add(content[0])
     assert n_inside > 0 and seen == {0, 1}
-    with replacing(path) as file:
+    with open_atomic(path) as file:
         file.write(b"new")
     assert list(tmp_path.iterdir()) == [path]

@@ -80,13 +80,12 @@ def test_frozen_batch_norm_and_dropout_stay_in_evaluation_mode(algorithm):
     model.learn(60)
     frozen = encoder_state(model)
     assert any("running_mean" in name for name in frozen)
-    # Twice the same latents, in training mode too
-    observation = model._last_obs
-    model.policy.set_training_mode(True)
-    th.testing.assert_close(model.encode(observation), model.encode(observation), rtol=0, atol=0)
-    model.policy.set_training_mode(True)
-    network = model.policy.encoder_networks[0]
-    assert not any(module.training for module in network.features_extractor.cnn.modules())
+    network, observation = model.policy.encoder_networks[0], model._last_obs
+    # Twice the same latents, in training mode too, whether of the policy or of a network alone
+    for asked in (model.policy, network, network):
+        asked.set_training_mode(True)
+        assert not any(module.training for module in network.features_extractor.cnn.modules())
+        th.testing.assert_close(model.encode(observation), model.encode(observation), rtol=0, atol=0)
     model.learn(40, reset_num_timesteps=False)
     assert_same(encoder_state(model), frozen)
 

@@ -26,7 +26,7 @@ from sb3_seer.common.extractors import SplitExtractor
 from sb3_seer.common.observations import separate
 from sb3_seer.common.policies import LatentNetwork, SEERPolicy
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.common.warn import warn
+from sb3_seer.common.utils import warn
 
 
 class LatentCritic(LatentNetwork):
@@ -113,10 +113,9 @@ class SEERActorCriticPolicy(SEERPolicy):
         names = {name for name, network in self.named_children() if isinstance(network, LatentNetwork)}
         if unknown := names - {"actor", "critic", "actor_target", "critic_target"}:
             raise ValueError(f"The networks of a policy must be actor, critic and their targets, got {', '.join(unknown)}")
-        targets = [(getattr(self, name), getattr(self, f"{name}_target", None)) for name in ("actor", "critic")]
-        (_, actor_target), (_, critic_target) = targets
-        for actor, critic in ((self.actor, self.critic), (actor_target, critic_target)):
-            if actor is None or critic is None:
+        for suffix in ("", "_target"):
+            actor, critic = (getattr(self, name + suffix, None) for name in ("actor", "critic"))
+            if actor is None or critic is None:  # SAC has no target actor, CrossQ no targets
                 continue
             if self.tie_convolutions:
                 self._tie(actor, critic)
@@ -127,9 +126,9 @@ class SEERActorCriticPolicy(SEERPolicy):
                 for name, module in network.named_children():
                     if name != "features_extractor":
                         module.apply(_init_orthogonal)
-        for network, target in targets:
-            if target is not None:
-                target.load_state_dict(network.state_dict())
+        for name in ("actor", "critic"):
+            if (target := getattr(self, f"{name}_target", None)) is not None:
+                target.load_state_dict(getattr(self, name).state_dict())
         if self.tie_convolutions:
             self._make_optimizers(lr_schedule)
 
@@ -157,7 +156,11 @@ class SEERActorCriticPolicy(SEERPolicy):
             self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         for network in (self.critic, self.actor):
             kwargs: dict[str, Any] = dict(lr=lr_schedule(1), **self.optimizer_kwargs)
-            network.optimizer = self.optimizer_class(network.parameters(), **kwargs)
+            network.optimizer = self.optimizer_class(self._parameter_groups(network), **kwargs)
+
+    def _parameter_groups(self, network: LatentNetwork) -> list[dict[str, Any]]:
+        """:return: what the optimizer of the actor or the critic is made of"""
+        return [dict(params=list(network.parameters()))]
 
     @property
     def encoder_networks(self) -> list[LatentNetwork]:

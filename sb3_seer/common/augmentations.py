@@ -1,12 +1,13 @@
 """Image augmentations: modules that map a batch of images to a batch of images, of any dtype."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from torch import nn
+
+from sb3_seer.common.utils import check_positive_int
 
 
 def _random_windows(images: th.Tensor, height: int, width: int) -> th.Tensor:
@@ -37,27 +38,6 @@ def _cut_at_once(images: th.Tensor, tops: th.Tensor, lefts: th.Tensor, height: i
     return windows[th.arange(len(images), device=images.device), :, tops, lefts]
 
 
-class CenterCrop(nn.Module):
-    """
-    The middle of each image.
-
-    :param size: (height, width) of the output, in pixels
-    """
-
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, images: th.Tensor) -> th.Tensor:
-        """
-        :param images: shape ``(..., H, W)``
-        :return: a view of shape ``(..., *size)``
-        """
-        height, width = self.size
-        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-        return images[..., top : top + height, left : left + width]
-
-
 class RandomCrop(nn.Module):
     """
     A square cut out at a random place (RAD, CURL; SEER, appendix, Table 4: 84 out of 100 pixels).
@@ -70,7 +50,8 @@ class RandomCrop(nn.Module):
 
     def __init__(self, size: int = 84) -> None:
         super().__init__()
-        self.size = _positive_int("size", size)
+        check_positive_int("size", size)
+        self.size = size
 
     def forward(self, images: th.Tensor) -> th.Tensor:
         """
@@ -97,7 +78,8 @@ class RandomShift(nn.Module):
 
     def __init__(self, pad: int = 4) -> None:
         super().__init__()
-        self.pad = _positive_int("pad", pad)
+        check_positive_int("pad", pad)
+        self.pad = pad
 
     def forward(self, images: th.Tensor) -> th.Tensor:
         """
@@ -165,9 +147,3 @@ def augmented_sizes(
         if output.shape[2:] != (height, width):
             sizes[key] = output.shape[2], output.shape[3]
     return sizes
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}")
-    return int(value)

@@ -13,10 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, batch_size
-from sb3_seer.common.observations import map_parts
 from sb3_seer.common.regression import linear_predictability
-from sb3_seer.common.type_aliases import Observations
 
 # The constants of the criterion: docs/guides/freeze.md says what they were chosen by
 N_CHECKS = 40  # over the steps of learn()
@@ -95,7 +92,9 @@ class AutoFreeze:
             module.load_state_dict(weights)
         indices = self.rng.choice(buffer.size() * buffer.n_envs, size=N_TRANSITIONS, replace=False)
         *images, actions = buffer.images_at(indices)
-        (old_now, new_now), (old_next, new_next) = (_encode(policy, part, [old, new]) for part in images)
+        (old_now, new_now), (old_next, new_next) = (
+            policy.encode_observations(part, [old, new]).cpu().double().numpy().swapaxes(0, 1) for part in images
+        )
         # A linear map is fitted on both observations of a transition, or on neither
         old_all, new_all = (
             np.hstack(both).reshape(2 * N_TRANSITIONS, -1) for both in ((old_now, old_next), (new_now, new_next))
@@ -112,16 +111,6 @@ def _is_time(model: Any) -> bool:
     step, total = model.num_timesteps, model._total_timesteps
     is_next = step * N_CHECKS // total > (step - model.n_envs) * N_CHECKS // total
     return is_next and model._n_updates > 0 and model.replay_buffer.size() * model.n_envs >= N_TRANSITIONS
-
-
-def _encode(policy: Any, observations: Observations, networks: list[Any]) -> list[np.ndarray]:
-    """:return: latents of each network, shape ``(n, L)``, in float64"""
-    images = policy.center_crop(map_parts(lambda part: th.as_tensor(part, device=policy.device), observations))
-    latents = []
-    for start in range(0, batch_size(observations), MAX_ENCODER_INPUTS):
-        some = map_parts(lambda part: part[start : start + MAX_ENCODER_INPUTS], images)  # noqa: B023
-        latents.append(policy.encode(some, networks))
-    return [part.cpu().double().numpy() for part in th.cat(latents).unbind(dim=1)]
 
 
 def _as_numbers(actions: np.ndarray, space: spaces.Space) -> np.ndarray:

@@ -27,7 +27,7 @@ from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.observations import map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.save_util import Path, replacing
+from sb3_seer.common.save_util import PathOrFile, open_atomic
 from sb3_seer.common.storage import ImageStore, LatentStore
 
 MakeBuffer = Callable[..., LatentReplayBuffer]
@@ -48,7 +48,7 @@ NAMES_OF_VERSION_1 = dict(
 )
 
 
-def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> None:
+def save_buffer(buffer: LatentReplayBuffer, path: PathOrFile, verbose: int = 0) -> None:
     """
     Save the steps that are held, without a copy of them. A file at ``path`` is replaced once that is done.
 
@@ -82,11 +82,13 @@ def save_buffer(buffer: LatentReplayBuffer, path: Path, verbose: int = 0) -> Non
             arrays.update({f"{name}/{i}": chunk for i, chunk in enumerate(_chunks(array, indices))})
     if buffer.stage == "latents" and codec is not None and codec.scale is not None and codec.offset is not None:
         arrays.update(codec_scale=codec.scale, codec_offset=codec.offset)
-    with replacing(path, "pkl", verbose) as file:
+    with open_atomic(path, "pkl", verbose) as file:
         np.savez(file, meta=np.array(json.dumps(meta, default=np.generic.item)), **arrays)
 
 
-def load_buffer(path: Path, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool, verbose: int = 0) -> LatentReplayBuffer:
+def load_buffer(
+    path: PathOrFile, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool, verbose: int = 0
+) -> LatentReplayBuffer:
     """
     :param path: of a file that ``save_buffer()`` wrote, or of a pickle of SB3's ``ReplayBuffer``, ``DictReplayBuffer`` or
         ``NStepReplayBuffer``, whose transitions are added as images, oldest first

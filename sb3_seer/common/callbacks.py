@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 
 from sb3_seer.common.auto_freeze import AutoFreeze
-from sb3_seer.common.warn import warn
+from sb3_seer.common.utils import warn
 
 
 def check_freeze_after(freeze_after: Any) -> int | float | str | None:

@@ -117,7 +117,6 @@ class ObservationEncoder:
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
         self.n_clipped = 0  # numbers clipped so far
         self._policy: SEERPolicy | None = None
-        self._latent_shape: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_policy": None}
@@ -135,18 +134,7 @@ class ObservationEncoder:
 
     @policy.setter
     def policy(self, policy: SEERPolicy) -> None:
-        self._policy, self._latent_shape = policy, policy.latent_shape
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """
-        (N, L): networks with their own latent, numbers in a latent
-
-        :raises RuntimeError: if no policy was ever set
-        """
-        if self._latent_shape is None:
-            raise RuntimeError("The shape of a latent is not known yet: call set_encoder() first")
-        return self._latent_shape
+        self._policy = policy
 
     def augment(self, observations: Observations, n_views: int = 1) -> PyTorchObs:
         """

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sb3_seer.common.callbacks import walk
 from sb3_seer.common.extractors import can_split, split
 from sb3_seer.common.observations import image_spaces, separate
-from sb3_seer.common.save_util import replacing
+from sb3_seer.common.save_util import open_atomic
 
 # Written beside the evaluations of an EvalCallback
 FLOPS_FILE = "flops.csv"
@@ -246,7 +246,7 @@ class FlopsCallback(BaseCallback):
             row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
             count.rows = (*(old for old in count.rows if old.timesteps < row.timesteps), row)
             for path in [evaluator.log_path for evaluator in self._evaluators if evaluator.log_path]:
-                with replacing(Path(path).with_name(FLOPS_FILE)) as file:
+                with open_atomic(Path(path).with_name(FLOPS_FILE)) as file:
                     file.write("".join(",".join(map(str, line)) + "\n" for line in [FlopsRow._fields, *count.rows]).encode())
         self._time, self._seen = now, (n_evaluations, frozen)
         self.logger.record("seer/flops", count.flops)

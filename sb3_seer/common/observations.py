@@ -1,7 +1,7 @@
 """Which parts of an observation are images, and how a stack of frames is cut into bytes."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
-from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.type_aliases import Observations
 
 
@@ -47,6 +46,17 @@ def separate(observations: Any, space: spaces.Space) -> tuple[Any, dict[str, Any
     return images, {key: part for key, part in observations.items() if key not in keys}
 
 
+def crop_to_middle(images: Any, size: Sequence[int]) -> Any:
+    """
+    :param images: array or tensor of shape ``(..., H, W)``
+    :param size: (height, width) of the output, in pixels
+    :return: a view of shape ``(..., *size)``
+    """
+    height, width = size
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
 def center_crop(observations: Any, space: spaces.Space) -> Any:
     """
     :param observations: batch of images, or a dict with some (any keys of the space)
@@ -54,9 +64,9 @@ def center_crop(observations: Any, space: spaces.Space) -> Any:
     :return: the same, with larger images cropped to their middle
     """
     if not isinstance(observations, dict):
-        return CenterCrop(space.shape[-2:])(observations)  # type: ignore[index]
+        return crop_to_middle(observations, space.shape[-2:])  # type: ignore[index]
     images = image_spaces(space)
-    return {key: CenterCrop(images[key].shape[-2:])(part) if key in images else part for key, part in observations.items()}
+    return {key: crop_to_middle(part, images[key].shape[-2:]) if key in images else part for key, part in observations.items()}
 
 
 def stack_axis(box: spaces.Box, n_stack: int) -> int | None:

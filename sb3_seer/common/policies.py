@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -15,10 +15,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_seer.common.augmentations import CenterCrop
 from sb3_seer.common.extractors import SplitExtractor, can_split, split, takes_channels_last
-from sb3_seer.common.observations import center_crop, image_spaces, map_parts, separate
+from sb3_seer.common.observations import center_crop, crop_to_middle, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
+
+SelfNetwork = TypeVar("SelfNetwork", bound="LatentNetwork")
 
 # Arguments of autocast
 ENCODER_DTYPES = {"float32": None, "bfloat16": th.bfloat16}
@@ -113,6 +114,19 @@ class LatentNetwork(BaseModel):
             left_out.update(parameter for module in self.encoder_modules() for parameter in module.parameters())
         return (parameter for parameter in super().parameters(recurse) if parameter not in left_out)
 
+    def train(self: SelfNetwork, mode: bool = True) -> SelfNetwork:
+        """
+        Put the network in training or evaluation mode. A frozen encoder stays in evaluation mode.
+
+        :param mode: True for training mode
+        :return: the network
+        """
+        super().train(mode)
+        if self.encoder_frozen:
+            for module in self.encoder_modules():
+                module.eval()
+        return self
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle a network whose class ``latent_class()`` made."""
         made_of = vars(type(self)).get("made_of")
@@ -162,7 +176,6 @@ class SEERPolicy(BasePolicy):
     """
 
     encoder_frozen = False
-    _frozen_modules: Sequence[nn.Module] = ()
     _cached: tuple[PyTorchObs, th.Tensor] | None = None  # see cache_latents()
     has_loaded_weights = False  # until the algorithm has compared them with the latents in its replay buffer
 
@@ -181,8 +194,7 @@ class SEERPolicy(BasePolicy):
         self.image_space = observation_space
         for key, size in (image_size or {}).items():
             box = image_spaces(observation_space)[key]
-            crop = CenterCrop(size)
-            low, high = (crop(th.as_tensor(bound)).numpy() for bound in (box.low, box.high))
+            low, high = (crop_to_middle(bound, size) for bound in (box.low, box.high))
             cropped = spaces.Box(low, high, dtype=box.dtype.type)
             if isinstance(self.image_space, spaces.Dict):
                 self.image_space = spaces.Dict({**self.image_space.spaces, key: cropped})
@@ -265,13 +277,14 @@ class SEERPolicy(BasePolicy):
         with th.no_grad():
             return th.stack(self._encode(images, networks or self.encoder_networks), dim=1)
 
-    def encode_observations(self, observations: Observations) -> th.Tensor:
+    def encode_observations(self, observations: Observations, networks: Sequence[LatentNetwork] | None = None) -> th.Tensor:
         """
         :param observations: one observation of the environment, or a batch; larger images are cropped to their middle
+        :param networks: None for the N ``encoder_networks``
         :return: float32 latents, shape ``(batch_size, N, L)``
         """
         tensors, _ = super().obs_to_tensor(observations)
-        return self.encode(self.center_crop(tensors))
+        return self.encode(self.center_crop(tensors), networks)
 
     def encode_batch(self, observations: PyTorchObs, next_observations: PyTorchObs) -> tuple[Any, Any]:
         """
@@ -325,22 +338,8 @@ class SEERPolicy(BasePolicy):
             # It does not step parameters without a gradient.
             module.requires_grad_(False)
             module.zero_grad(set_to_none=True)
-        self.encoder_frozen, self._frozen_modules = True, list(frozen)
-        self._set_training_mode(self.training)
-
-    def set_training_mode(self, mode: bool) -> None:
-        """
-        Put the policy in training or evaluation mode. A frozen encoder stays in evaluation mode.
-
-        :param mode: True for training mode
-        """
-        if mode != self.training:  # called for each action, and there are many modules
-            self._set_training_mode(mode)
-
-    def _set_training_mode(self, mode: bool) -> None:
-        super().set_training_mode(mode)
-        for module in self._frozen_modules:
             module.eval()
+        self.encoder_frozen = True
 
     def encoder_fingerprint(self) -> str:
         """:return: a short hash of everything that decides the value of a latent"""

@@ -33,7 +33,7 @@ def is_prioritized(replay_buffer: Any) -> bool:
     :param replay_buffer: any replay buffer
     :return: whether it samples ``PrioritizedReplayBufferSamples`` and has ``update_priorities(indices, errors)``
     """
-    return getattr(replay_buffer, "prioritized", False)
+    return getattr(replay_buffer, "priorities", None) is not None
 
 
 class SumTree:
@@ -259,8 +259,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param kwargs: as for ``ReplayBuffer``, without ``optimize_memory_usage``
     :raises ValueError: for an invalid parameter
     """
-
-    prioritized = True
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
 from sb3_seer.common.storage import ImageStore, LatentStore, images_to_latents
 from sb3_seer.common.type_aliases import Latents, Observations
-from sb3_seer.common.warn import warn
+from sb3_seer.common.utils import check_positive_int, warn
 
 # Observations that the range of uint8 latents is fitted on
 MAX_FIT_OBSERVATIONS = 1024
@@ -107,8 +107,7 @@ class LatentReplayBuffer(ReplayBuffer):
             buffer_size=buffer_size, n_envs=n_envs, n_steps=n_steps, n_stack=n_stack, n_augmentations=n_augmentations
         )
         for name, value in counts.items():
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}")
+            check_positive_int(name, value)
         if max_latent_buffer_size is not None and (
             not isinstance(max_latent_buffer_size, int | np.integer) or max_latent_buffer_size < buffer_size
         ):
@@ -126,7 +125,6 @@ class LatentReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         self.latent_dtype, self.max_latent_buffer_size = latent_dtype, max_latent_buffer_size
         self.sample_positives = sample_positives
-        self.prioritized = prioritized
         # The policy's, during train(): from images of a batch to what the networks are given in their place
         self.encode_batch: Callable[[Any, Any], tuple[Any, Any]] | None = None
         self.priorities: Priorities | None = None
@@ -273,7 +271,7 @@ class LatentReplayBuffer(ReplayBuffer):
     def _latent_store(self, arena: np.ndarray, n_rows: int) -> LatentStore:
         # Not known earlier: the weights of a model are loaded after its empty buffer was made
         self.encoder_fingerprint = self.encoder.policy.encoder_fingerprint()
-        shape = (self.encoder.n_augmentations, *self.encoder.latent_shape)
+        shape = (self.encoder.n_augmentations, *self.encoder.policy.latent_shape)
         return LatentStore(arena, n_rows, self.n_envs, self.latent_dtype, shape)
 
     # ---- sampling ----
@@ -462,7 +460,7 @@ class LatentReplayBuffer(ReplayBuffer):
         """
         :return: bytes and transitions of both stages
         """
-        n_networks, latent_dim = self.encoder.latent_shape
+        n_networks, latent_dim = self.encoder.policy.latent_shape
         step_bytes = self.action_dim * np.dtype(self._maybe_cast_dtype(self.action_space.dtype)).itemsize
         step_bytes += 3 * np.dtype(np.float32).itemsize  # reward, done, timeout
         step_bytes += np.dtype(bool).itemsize + np.dtype(np.int16).itemsize  # is_linked, n_before
@@ -491,7 +489,8 @@ class LatentReplayBuffer(ReplayBuffer):
         """
         if self.stage == "latents":
             return
-        self.plan().check_capacity()
+        plan = self.plan()
+        plan.check_capacity()
         images = self.store if self.n_valid > 0 else None
         assert not isinstance(images, LatentStore)
         codec = self.encoder.codec
@@ -500,11 +499,10 @@ class LatentReplayBuffer(ReplayBuffer):
                 '`latent_dtype` "uint8" needs stored observations to fit its range on, and the buffer is empty. '
                 "Set encoder.codec to a LatentCodec, or another latent_dtype"
             )
-        if codec is not None and codec.scale is not None and codec.scale.shape != self.encoder.latent_shape:
-            raise ValueError(
-                f"The scale of `codec` must have shape {self.encoder.latent_shape} (N, L), got {codec.scale.shape}"
-            )
-        n_rows = self.plan().latent_transitions // self.n_envs
+        shape = self.encoder.policy.latent_shape
+        if codec is not None and codec.scale is not None and codec.scale.shape != shape:
+            raise ValueError(f"The scale of `codec` must have shape {shape} (N, L), got {codec.scale.shape}")
+        n_rows = plan.latent_transitions // self.n_envs
         if images is None:
             self.store = None
             self.pos = 0

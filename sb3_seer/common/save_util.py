@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import psutil
 from stable_baselines3.common.save_util import open_path
 
-from sb3_seer.common.warn import warn
+from sb3_seer.common.utils import warn
 
-Path = str | pathlib.Path | io.BufferedIOBase
+PathOrFile = str | pathlib.Path | io.BufferedIOBase
 
 
 @contextlib.contextmanager
-def replacing(path: Path, suffix: str | None = None, verbose: int = 0) -> Iterator[io.BufferedIOBase]:
+def open_atomic(path: PathOrFile, suffix: str | None = None, verbose: int = 0) -> Iterator[io.BufferedIOBase]:
     """
     Open a file to write to, which replaces the one at ``path`` once it is complete, and only then.
 

@@ -1,6 +1,5 @@
 """SEERMixin turns an SB3 off-policy algorithm into a SEER one."""
 
-import io
 import pathlib
 import warnings
 from collections.abc import Iterable
@@ -8,7 +7,6 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil
 import torch as th
 from gymnasium import spaces
@@ -31,10 +29,10 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.process import return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.save_util import replacing
+from sb3_seer.common.save_util import PathOrFile, open_atomic
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
-from sb3_seer.common.warn import warn
+from sb3_seer.common.utils import check_positive_int, warn
 
 SelfSEER = TypeVar("SelfSEER", bound="SEERMixin")
 
@@ -223,14 +221,8 @@ class SEERMixin(OffPolicyAlgorithm):
                 '`latent_dtype` must be "float32" or "float16" with freeze_after=0, got "uint8": its range is fitted on the '
                 "observations that are stored at the freeze"
             )
-        for name, allowed in (
-            ("batch_size_after_freeze", "None or an integer >= 1"),
-            ("gradient_steps_after_freeze", "None, an integer >= 1 or -1"),
-        ):
-            value = getattr(self, name)
-            is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and not (is_int and (value >= 1 or (value == -1 and "-1" in allowed))):
-                raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+        check_positive_int("batch_size_after_freeze", self.batch_size_after_freeze, None)
+        check_positive_int("gradient_steps_after_freeze", self.gradient_steps_after_freeze, None, -1)
 
     def _check_vec_normalize(self, images: dict[str, spaces.Box]) -> None:
         """:raises ValueError: for a ``VecNormalize`` of images, or one inside of wrappers that change images"""
@@ -476,7 +468,7 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def save(
         self,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: PathOrFile,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
@@ -488,10 +480,10 @@ class SEERMixin(OffPolicyAlgorithm):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        with replacing(path, "zip") as file:
+        with open_atomic(path, "zip") as file:
             super().save(file, exclude, include)
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def save_replay_buffer(self, path: PathOrFile) -> None:
         """
         Save the replay buffer: an uncompressed zip of numpy's arrays, of the rows that are filled. A file at ``path`` is
         replaced once the new one is complete. (Without an encoder to freeze: a pickle, as in SB3.)
@@ -501,10 +493,10 @@ class SEERMixin(OffPolicyAlgorithm):
         if isinstance(self.replay_buffer, LatentReplayBuffer):
             save_buffer(self.replay_buffer, path, self.verbose)
             return
-        with replacing(path, "pkl", self.verbose) as file:
+        with open_atomic(path, "pkl", self.verbose) as file:
             super().save_replay_buffer(file)
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer. If the encoder is frozen, stored images become latents.
 

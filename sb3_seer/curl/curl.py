@@ -1,6 +1,5 @@
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from sb3_seer.common.flops import Passes
 from sb3_seer.common.observations import map_parts
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.utils import check_positive_int
 from sb3_seer.curl.policies import (
     EXTRACTOR_GROUP,
     CnnPolicy,
@@ -127,9 +127,7 @@ class SEERCURL(SEERSAC):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        value = self.cpc_update_freq
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-            raise ValueError(f"`cpc_update_freq` must be None (never) or an integer >= 1, got {value!r}")
+        check_positive_int("cpc_update_freq", self.cpc_update_freq, None)
         if self.augmentation is None and self.cpc_update_freq is not None:
             raise ValueError(
                 "`augmentation` must not be None with a contrastive loss, which compares two augmentations of an observation. "

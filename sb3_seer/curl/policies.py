@@ -1,12 +1,13 @@
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import CnnPolicy as SB3CnnPolicy
 from stable_baselines3.sac.policies import MlpPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SB3MultiInputPolicy
 
 from sb3_seer.common.extractors import SplitExtractor, split
+from sb3_seer.common.policies import LatentNetwork
 from sb3_seer.sac.policies import SEERSACPolicy, split_parameters
 
 __all__ = ["CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
@@ -21,11 +22,8 @@ class SEERCURLPolicy(SEERSACPolicy):
     with the features that the contrastive loss compares.
     """
 
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        for network in (self.actor, self.critic):
-            groups = [dict(params=part) for part in split_parameters(network)]
-            network.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+    def _parameter_groups(self, network: LatentNetwork) -> list[dict[str, Any]]:
+        return [dict(params=part) for part in split_parameters(network)]
 
     def contrastive_features(self, critic: Any, images: PyTorchObs) -> th.Tensor:
         """

@@ -5,6 +5,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.core import ActType, ObsType
 
+from sb3_seer.common.utils import check_positive_int
+
 
 class ActionRepeat(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.RecordConstructorArgs):
     """
@@ -21,8 +23,7 @@ class ActionRepeat(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Re
     def __init__(self, env: gym.Env[ObsType, ActType], repeat: int) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, repeat=repeat)
         super().__init__(env)
-        if not isinstance(repeat, int) or repeat < 1:
-            raise ValueError(f"`repeat` must be an integer >= 1, got {repeat!r}")
+        check_positive_int("repeat", repeat)
         self.repeat = repeat
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:

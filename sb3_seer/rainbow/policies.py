@@ -11,6 +11,7 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.dqn.policies import MultiInputPolicy as SB3MultiInputPolicy
 from torch import nn
 
+from sb3_seer.common.utils import check_positive_int
 from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 
 
@@ -52,8 +53,7 @@ class RainbowNetwork(QNetwork):
         noisy: bool = True,
         sigma0: float = 0.5,
     ) -> None:
-        if not isinstance(n_atoms, int) or n_atoms < 1:
-            raise ValueError(f"`n_atoms` must be an integer >= 1, got {n_atoms!r}")
+        check_positive_int("n_atoms", n_atoms)
         if n_atoms > 1 and not -float("inf") < v_min < v_max < float("inf"):
             raise ValueError(f"`v_min` and `v_max` must be finite, v_min < v_max, got {v_min} and {v_max}")
         if noisy and not 0.0 < sigma0 < float("inf"):

@@ -31,6 +31,5 @@ class SEERRainbow(SEERMixin, Rainbow):
     }
 
     def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
-        kwargs = self._priority_kwargs(LatentReplayBuffer)
-        given = {name: value for name, value in kwargs.items() if name not in self.replay_buffer_kwargs}
-        return super()._make_replay_buffer(augmentation, **given, **overrides)
+        kwargs = {**self._priority_kwargs(LatentReplayBuffer), **self.replay_buffer_kwargs, **overrides}
+        return super()._make_replay_buffer(augmentation, **kwargs)

@@ -1,7 +1,6 @@
 from collections import defaultdict
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import Schedule
@@ -13,6 +12,7 @@ from sb3_seer.common.flops import Passes
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
+from sb3_seer.common.utils import check_positive_int
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy, split_parameters
 
 
@@ -76,9 +76,7 @@ class SEERSAC(SEERMixin, SAC):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         for name in ("n_views", "actor_update_freq", "target_update_interval"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}")
+            check_positive_int(name, getattr(self, name))
         if self.n_views > self.n_augmentations:
             raise ValueError(
                 f"`n_views` must be <= n_augmentations={self.n_augmentations}, got {self.n_views}: "
