@@ -27,8 +27,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack
 
 from own_environment import Catch, make_model
-from sb3_seer.analysis.figures import make_figure
-from sb3_seer.plots import Run
+from sb3_seer.plots import Run, make_figure
 from tests.helpers import PuckEnv, make_puck_model
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
@@ -80,7 +79,7 @@ def sweep_zoo(task: str, seed: int, params: list[str], folder: Path) -> Iterator
             command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", env, *arguments, "--seed", str(seed)]
             subprocess.run([*command, "-f", str(running), "-params", f"freeze_after:{freeze_after!r}", *params], check=True)
             running.rename(logs)
-        run = Run.load(next(logs.glob("*/*/evaluations.npz")).parent)
+        run = Run(next(logs.glob("*/*/evaluations.npz")).parent)
         yield Row(f"{algo} {env}", seed, str(freeze_after), run.freeze(), float(run.returns[-1]), run.rows[-1].flops)
 
 

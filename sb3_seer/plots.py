@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,34 +42,47 @@ AXES: dict[str, tuple[str, float]] = {
 @dataclass(frozen=True)
 class Run:
     """
-    The evaluations of a training, and its log folder, which RL Zoo names ``<algorithm>/<environment>_<number>``.
+    What a training has written to its log folder, which RL Zoo names ``<algorithm>/<environment>_<number>``.
 
     :param folder: the log folder
-    :param timesteps: steps of the evaluations, in ascending order, shape ``(n,)``
-    :param returns: mean return of each evaluation, shape ``(n,)``
     """
 
     folder: Path
-    timesteps: np.ndarray
-    returns: np.ndarray
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Run":
+    @cached_property
+    def evaluations(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param folder: a log folder
-        :return: its run
-        :raises ValueError: if it has no evaluations
+        steps of the evaluations, in ascending order, and mean return of each, both of shape ``(n,)``
+
+        :raises ValueError: if there are none
         """
-        folder = Path(folder)
-        file = folder / "evaluations.npz"
+        file = self.folder / "evaluations.npz"
         if not file.is_file():
             raise ValueError(
-                f"{folder} has no evaluations.npz. It must be the log folder of an evaluated run, such as "
+                f"{self.folder} has no evaluations.npz. It must be the log folder of an evaluated run, such as "
                 "logs/<algorithm>/<environment>_<number> of python -m rl_zoo3.train --eval-freq <steps>"
             )
         with np.load(file) as evaluations:
-            timesteps, returns = evaluations["timesteps"], evaluations["results"].mean(axis=1)
-        return cls(folder, timesteps, returns)
+            return evaluations["timesteps"], evaluations["results"].mean(axis=1)
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """steps of the ``evaluations``"""
+        return self.evaluations[0]
+
+    @property
+    def returns(self) -> np.ndarray:
+        """returns of the ``evaluations``"""
+        return self.evaluations[1]
+
+    @cached_property
+    def args(self) -> dict[str, Any]:
+        """the arguments of RL Zoo's command, none if it did not write them"""
+        import yaml
+
+        file = self.folder / self.environment / "args.yml"
+        # RL Zoo writes an object of Python, and reads it in the same way
+        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) if file.is_file() else {}
 
     @property
     def algorithm(self) -> str:
@@ -84,13 +97,7 @@ class Run:
     @property
     def name(self) -> str:
         """the name of the file that was given as ``-conf``, or else of the algorithm"""
-        file = self.folder / self.environment / "args.yml"
-        if not file.is_file():
-            return self.algorithm
-        import yaml
-
-        # RL Zoo writes an object of Python, and reads it in the same way
-        conf_file = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)["conf_file"]
+        conf_file = self.args.get("conf_file")
         return self.algorithm if conf_file is None else re.sub(r"\.(yml|yaml|py)$", "", Path(conf_file).name)
 
     @cached_property
@@ -181,7 +188,8 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     :raises ValueError: if a folder has no evaluations
     """
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in map(Run.load, folders):
+    for run in (Run(Path(folder)) for folder in folders):
+        _ = run.evaluations  # an error now, not when they are drawn
         runs[run.environment, run.name, run.algorithm].append(run)
     algorithms: dict[str, set[str]] = defaultdict(set)
     for _, name, algorithm in runs:
@@ -192,6 +200,20 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     ]
 
 
+def make_figure(width: float, height: float) -> "Figure":
+    """
+    :param width: inches
+    :param height: inches
+    :return: an empty figure
+    :raises ImportError: without matplotlib
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib: pip install "sb3_seer[plots]"') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
     """
     :param curves: what to draw
@@ -200,16 +222,12 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
     :raises ImportError: without matplotlib
     :raises ValueError: if a folder does not have what an axis needs
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "sb3_seer[plots]"') from error
-
     environments = list(dict.fromkeys(curve.environment for curve in curves))
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(curve.name for curve in curves))}
-    figure = Figure(figsize=(3.8 * len(axes), 2.7 * len(environments) + 0.5), layout="constrained")
+    figure = make_figure(3.8 * len(axes), 2.7 * len(environments) + 0.5)
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter
+
     panels = figure.subplots(len(environments), len(axes), squeeze=False)
     any_freeze = False
     for curve in curves:

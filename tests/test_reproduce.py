@@ -147,7 +147,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     first, second = (line for line in log.splitlines() if "-m rl_zoo3.train" in line)
     assert " -i " not in first and f"/checkpoint/{kill_at // 20 * 20}/model.zip" in second
     # As without the kill: steps, updates, evaluations, operations, and the freeze in its place
-    run = Run.load(TINY.run_folder(tmp_path))
+    run = Run(TINY.run_folder(tmp_path))
     assert run.timesteps.tolist() == [20, 40, 60]
     model = SEERDQN.load(TINY.model(tmp_path))
     assert model.num_timesteps == 60 and model._n_updates == 50 and model.encoder_frozen

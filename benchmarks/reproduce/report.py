@@ -44,7 +44,7 @@ def load_results(rows: Sequence[Row], folder: Path) -> list[Result]:
     :param folder: where the rows are
     :return: the rows that are finished
     """
-    return [Result(row, Run.load(row.run_folder(folder))) for row in rows if row.is_finished(folder)]
+    return [Result(row, Run(row.run_folder(folder))) for row in rows if row.is_finished(folder)]
 
 
 def normalise(env: str, scores: np.ndarray) -> np.ndarray:

@@ -9,25 +9,12 @@ from sb3_seer.analysis.measures import debiased_cka, spatial_attention, svcca
 from sb3_seer.analysis.run import AnalysedRun, Episodes, feature_maps, latents, layer_samples, newest_frames
 from sb3_seer.common.observations import map_parts
 from sb3_seer.common.regression import held_out_r2
+from sb3_seer.plots import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[tuple[str | float, ...]]  # the first one has the names of the columns
-
-
-def make_figure(width: float, height: float) -> "Figure":
-    """
-    :param width: inches
-    :param height: inches
-    :return: an empty figure
-    :raises ImportError: without matplotlib
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "sb3_seer[plots]"') from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_similarity(run: AnalysedRun, episodes: Episodes) -> tuple["Figure", Rows]:

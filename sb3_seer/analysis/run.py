@@ -64,7 +64,7 @@ class AnalysedRun:
         self.steps = sorted(self.files)
         if not self.files:
             raise ValueError(f"{folder} has no checkpoints (rl_model_<steps>_steps.zip). Train with --save-freq <steps>")
-        algorithm = Run(self.folder, np.array([]), np.array([])).algorithm
+        algorithm = Run(self.folder).algorithm
         if algorithm not in ALGOS:
             raise ValueError(f"The folder above {folder} must be one of {', '.join(ALGOS)}, got {algorithm}")
         self.algorithm_class = ALGOS[algorithm]
@@ -84,21 +84,19 @@ class AnalysedRun:
     @cached_property
     def _settings(self) -> tuple[str, dict[str, Any], dict[str, Any], str]:
         """:return: id of the environment, its arguments, hyperparameters and their folder, as RL Zoo has written them"""
-        import yaml
         from rl_zoo3.utils import get_saved_hyperparams
 
-        name = Run(self.folder, np.array([]), np.array([])).environment
-        file = self.folder / name / "args.yml"
-        if not file.is_file():
-            raise ValueError(f"{self.folder} must be the log folder of a run of RL Zoo, with {name}/args.yml")
-        args = yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)
+        run = Run(self.folder)
+        args, folder = run.args, str(self.folder / run.environment)
+        if not args:
+            raise ValueError(f"{self.folder} must be the log folder of a run of RL Zoo, with {run.environment}/args.yml")
         packages = list(args.get("gym_packages") or ())  # they make the environment known, as in RL Zoo's enjoy
         if args["env"].startswith("dm_control/"):
             packages.append("sb3_seer.envs")
         for package in packages:
             importlib.import_module(package)
-        hyperparams, _ = get_saved_hyperparams(str(file.parent), test_mode=True)
-        return args["env"], args["env_kwargs"] or {}, hyperparams, str(file.parent)
+        hyperparams, _ = get_saved_hyperparams(folder, test_mode=True)
+        return args["env"], args["env_kwargs"] or {}, hyperparams, folder
 
     def play(self, n_steps: int, seed: int = 0) -> Episodes:
         """

@@ -49,7 +49,7 @@ class Passes(NamedTuple):
 
 def find_passes(model: Any) -> Passes | None:
     """
-    The attribute ``flops_passes`` of an algorithm (SEERSAC, SEERCURL) comes first. Otherwise:
+    The attribute ``flops_passes`` of an algorithm (of our actor-critic ones) comes first. Otherwise:
 
     * DQN, QR-DQN: F = 2, the observations through the online network and the next ones through the target; B = 1.
     * Double Q-learning (Rainbow): F = 3, as the next observations also pass through the online network. With these, the
@@ -206,8 +206,8 @@ class FlopsCallback(BaseCallback):
     Where an ``EvalCallback`` logs its evaluations, a file ``flops.csv`` is written beside them: the steps, the operations and
     the seconds (without the evaluations) until each evaluation, and until the freeze.
 
-    A SEER algorithm attaches one by itself. Give it to ``Rainbow``, or to SB3's SAC, DQN and QR-DQN, to compare with them (in
-    RL Zoo's YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
+    The SEER algorithms of this package attach one by themselves. Give it to ``Rainbow``, or to SB3's SAC, DQN and QR-DQN, to
+    compare with them (in RL Zoo's YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
 
     :param verbose: as for any callback
     :raises ValueError: if the passes of a gradient step are not known, see :func:`find_passes`

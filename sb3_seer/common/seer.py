@@ -116,7 +116,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self.encoder_frozen = False
         self.auto_freeze: AutoFreeze | None = None  # from the first step to the freeze, with freeze_after="auto"
         self.n_stack = 1
-        # The range of uint8 latents: saved with the model, which may be loaded without its buffer
+        # With the range of uint8 latents. Saved with the model, which may be loaded without its buffer
         self._latent_codec: LatentCodec | None = None
         super().__init__(*args, **kwargs)
 
