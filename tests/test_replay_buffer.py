@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+import warnings
 from copy import deepcopy
 from typing import Any, cast
 
@@ -763,3 +764,70 @@ def test_a_latent_larger_than_its_image_is_refused_with_the_ways_out() -> None:
     with pytest.raises(ValueError, match="features_dim=3"):
         oracle.buffer.plan().check_capacity("features_dim")
     check(oracle)
+
+
+@pytest.mark.parametrize("interrupted", ["before", "after"])
+@pytest.mark.parametrize("n_stack", [1, 3])
+@pytest.mark.parametrize("stage", ["images", "latents"])
+def test_ctrl_c_does_not_part_rows_from_their_observations(
+    stage: str, n_stack: int, interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the step is added that was interrupted or not: those before and after it are right."""
+    oracle = make_oracle(40, n_envs=2, n_stack=n_stack)
+    oracle.add(12)
+    if stage == "latents":
+        oracle.buffer.to_latents()
+    oracle.add(60)
+    buffer, store = oracle.buffer, cast(Any, oracle.buffer.store)
+    advance = store._advance
+
+    def interrupt(continues: np.ndarray) -> None:
+        if interrupted == "after":
+            advance(continues)
+        raise KeyboardInterrupt
+
+    n_before = 2 * len(oracle.steps)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "_advance", interrupt)
+        oracle.add()
+    oracle.add(3)
+    samples = sample_all(buffer)
+    names = samples.actions[:, 0].long().tolist()
+    assert max(names) == n_before + 7 and ((n_before in names) == (interrupted == "after"))
+    for i, name in enumerate(names):
+        if name // 2 == n_before // 2:
+            continue
+        wanted = oracle.expected(name, 1, GAMMA)
+        for got, image in ((samples.observations, wanted["obs"]), (samples.next_observations, wanted["next_obs"])):
+            if isinstance(got, Latents):
+                got, image = got.values, buffer.encoder.policy.encode(th.as_tensor(image[None]))[0]
+            np.testing.assert_array_equal(got[i], image)
+
+
+def test_what_takes_much_memory_beside_the_arena_is_said() -> None:
+    def fill(n_stack: int, shifted: bool, n_steps: int) -> LatentReplayBuffer:
+        buffer = make_oracle(40, n_stack=n_stack).buffer
+        frames = np.random.RandomState(0).randint(256, size=(200, 2, 6, 6), dtype=np.uint8)
+        for i in range(100):
+            first, step = (i, 1) if shifted else (2 * i % 100, n_stack)
+            obs, next_obs = (np.concatenate(frames[start : start + n_stack])[None] for start in (first, first + step))
+            end = np.array([(i + 1) % n_steps == 0])
+            buffer.add(obs, next_obs, np.zeros((1, 1)), np.zeros(1), end, [{}])
+        return buffer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill(3, True, 50).check_extra_frames()
+    with pytest.warns(UserWarning, match=r"stored images: the observations' stacks of 3 frames do not shift"):
+        fill(3, False, 50).check_extra_frames()
+    with pytest.warns(UserWarning, match=r"these episodes are short \(1\.0 steps\)"):
+        fill(3, True, 1).check_extra_frames()
+    buffer = fill(1, True, 1)
+    with pytest.warns(UserWarning, match=r"stored images: an episode of n steps has n \+ 1 observations"):
+        buffer.check_extra_frames()
+    buffer.to_latents()
+    with pytest.warns(UserWarning, match=r"stored latents: an episode of n steps"):
+        for _ in range(300):
+            image = np.zeros((1, 2, 6, 6), np.uint8)
+            buffer.add(image, image, np.zeros((1, 1)), np.zeros(1), np.ones(1), [{}])
+        buffer.check_extra_frames()

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecFrameStack
+from stable_baselines3.dqn.policies import CnnPolicy
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERRainbow
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, LatentReplayBuffer, SEERRainbow
 from sb3_seer.common.buffer_file import describe
 from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model, train_on
 
@@ -326,3 +328,64 @@ def test_a_frozen_model_of_version_0_1_0_loads():
         np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], expected["actions"])
     assert model.encoder_frozen and model.replay_buffer.encoder.codec.scale.shape == (1, 4)
     model.learn(30, reset_num_timesteps=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
+def test_a_buffer_of_images_is_loaded_without_an_encoder_to_freeze(tmp_path):
+    kwargs: dict[str, Any] = dict(replay_buffer_class=LatentReplayBuffer, learning_starts=10, device="cpu", buffer_size=100)
+    model = SEERDQN(CnnPolicy, LightEnv(size=36), **kwargs)
+    model.learn(30)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = SEERDQN(CnnPolicy, LightEnv(size=36), **kwargs)
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer.size() == model.replay_buffer.size() == 32
+    np.testing.assert_array_equal(*(each.replay_buffer.images_at(np.arange(32))[0] for each in (model, other)))
+    with pytest.raises(ValueError, match=r"a pickled LatentReplayBuffer. Only algorithms without an encoder"):
+        make_model(SEERDQN).load_replay_buffer(tmp_path / "buffer")
+
+
+def test_a_range_of_another_encoder_is_refused(tmp_path):
+    """Also where no latents are held: new ones would be clipped to it."""
+    model, other = (make_model(SEERDQN, freeze_after=30, latent_dtype="uint8", seed=seed) for seed in (0, 1))
+    for each in (model, other):
+        each.learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(20, reset_num_timesteps=False)
+    for each in (model, loaded, SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu")):
+        each.replay_buffer.reset()
+        each.set_parameters(other.get_parameters())
+        with pytest.raises(ValueError, match="range of latent_dtype='uint8' was fitted on encoder"):
+            each.learn(20)
+        each.set_parameters(tmp_path / "model.zip")
+        each.learn(20)
+
+
+def test_a_wrapped_ring_is_frozen_as_if_it_had_not_been_saved(tmp_path):
+    """Invariant 9: random augmentations meet the same images."""
+    model = make_model(SEERDQN, freeze_after=None, buffer_size=20, augmentation="random_shift", n_augmentations=2)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    latents = []
+    for each in (model, loaded):
+        th.manual_seed(0)
+        each.freeze_encoder()
+        buffer = each.replay_buffer
+        slots = buffer.store.slots(np.arange(20))
+        latents.append([buffer.store.latents(slots, np.zeros(20, int), np.full(20, copy)) for copy in range(2)])
+    np.testing.assert_array_equal(*latents)
+
+
+def test_what_replaces_the_batch_size_is_said(tmp_path):
+    model = make_model(SEERDQN, freeze_after=20, batch_size_after_freeze=16)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    assert SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu").batch_size == 16
+    with pytest.warns(UserWarning, match="batch_size=8 has no effect: .* batch_size_after_freeze=16 replaces it"):
+        loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", batch_size=8)
+    assert loaded.batch_size == 16

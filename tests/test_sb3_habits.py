@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import (
     CheckpointCallback,
     EvalCallback,
@@ -20,7 +22,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
-from stable_baselines3.common.vec_env import VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecTransposeImage
 from torch import nn
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, Rainbow
@@ -371,3 +373,57 @@ def test_an_interrupted_freeze_leaves_a_model_that_learns(monkeypatch):
     model.learn(40)
     model.freeze_encoder()
     assert model.replay_buffer.size() == 40
+
+
+def test_a_compiled_policy_changes_nothing():
+    states = []
+    for compiled in (False, True):
+        model = make_model(SEERSAC, freeze_after=20)
+        if compiled:
+            model.policy = th.compile(model.policy, backend="eager")
+        model.learn(40)
+        assert model.encoder_frozen and model.replay_buffer.stage == "latents"
+        states.append(dict(model.policy.state_dict()))
+    assert_same(*states)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.filterwarnings("ignore:The encoder is frozen at step")
+def test_a_loop_of_ones_own(algorithm):
+    model = make_model(algorithm, freeze_after=20)
+    _, callback = model._setup_learn(100)
+    for _ in range(40):
+        model.collect_rollouts(model.env, callback, model.train_freq, model.replay_buffer, learning_starts=10)
+    model.train(4, batch_size=8)
+    assert model.encoder_frozen and model._n_updates == 4
+
+
+def test_a_buffer_that_was_put_in_place_of_the_models():
+    model, other = (make_model(SEERDQN, freeze_after=freeze_after) for freeze_after in (20, None))
+    for each in (model, other):
+        each.learn(30)
+    model.replay_buffer = other.replay_buffer
+    model.learn(10, reset_num_timesteps=False)
+    assert model.replay_buffer.stage == "latents" and model.replay_buffer.size() == 40
+    model.replay_buffer = ReplayBuffer(100, model.observation_space, model.action_space, device="cpu")
+    with pytest.raises(ValueError, match=r"must be a LatentReplayBuffer, got ReplayBuffer. load_replay_buffer\(\)"):
+        model.learn(10)
+
+
+def test_a_vec_env_that_does_not_know_wrappers():
+    class Foreign(VecEnvWrapper):
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            return self.venv.step_wait()
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Any:
+            return self.answer() if wrapper_class is FrameStackObservation else [False] * self.num_envs
+
+    for answer in (lambda: None, lambda: False, lambda: object().env_is_wrapped):
+        env = Foreign(DummyVecEnv([LightEnv]))
+        env.answer = answer
+        model = make_model(SEERDQN, env=env, freeze_after=20)
+        model.learn(30)
+        assert model.n_stack == 1 and model.encoder_frozen

@@ -68,7 +68,7 @@ def save_buffer(buffer: LatentReplayBuffer, path: PathOrFile, verbose: int = 0) 
     }
     arrays: dict[str, Any] = {}
     if store is not None and buffer.n_valid > 0:
-        meta["n_steps_stored"] = store.size
+        meta.update(n_steps_stored=store.size, newest=store.newest)
         rows = _rows(buffer, store)
         for name, extra in _extras(store).items():
             keys = [((slot - store.newest - 1 + store.size) % len(store.ring), env) for slot, env in extra]
@@ -214,7 +214,8 @@ def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SE
     if meta["n_valid"] == 0:
         return buffer
     if "codec_scale" in arrays:
-        buffer.encoder.codec = LatentCodec(buffer.latent_dtype, arrays["codec_scale"], arrays["codec_offset"])
+        codec = (arrays["codec_scale"], arrays["codec_offset"], meta["encoder_fingerprint"])
+        buffer.encoder.codec = LatentCodec(buffer.latent_dtype, *codec)
     for name in STATE:
         setattr(buffer, name, meta[name])
     buffer.full, buffer.encoder.n_clipped = buffer.n_valid == buffer.buffer_size, meta["n_clipped"]
@@ -229,13 +230,15 @@ def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SE
 
 
 def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, store: Store) -> None:
-    store.newest, store.size = meta["n_steps_stored"] - 1, meta["n_steps_stored"]
+    store.size = meta["n_steps_stored"]
+    store.newest = meta.get("newest", store.size - 1)  # images are augmented in the order of the ring
+    oldest = store.newest + 1 - store.size
     layout = buffer.layout
     buffer.last_next_obs = {key: np.empty((buffer.n_envs, *layout.shapes[key]), layout.dtypes[key]) for key in layout.shapes}
     for name, (array, rows) in _rows(buffer, store).items():
         _read(arrays, name, array, rows)
     for name, extra in _extras(store).items():
-        extra.update(_read_extra(arrays, name))
+        extra.update({((oldest + i) % len(store.ring), env): value for (i, env), value in _read_extra(arrays, name).items()})
 
 
 def _read_extra(arrays: NpzFile, name: str) -> Extra:
@@ -302,6 +305,8 @@ def _from_sb3_pickle(file: io.BufferedIOBase, path: str, make_buffer: MakeBuffer
         theirs = load_from_pkl(file, verbose)
     except (pickle.UnpicklingError, EOFError, LookupError, ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is neither a replay buffer of sb3_seer nor a pickle of one of SB3's ({error!r})") from error
+    if isinstance(theirs, LatentReplayBuffer):
+        raise ValueError(f"{path} is a pickled LatentReplayBuffer. Only algorithms without an encoder to freeze load it")
     if type(theirs) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer):
         raise ValueError(
             f"{path} must hold a replay buffer of sb3_seer or SB3's ReplayBuffer, DictReplayBuffer or NStepReplayBuffer, "

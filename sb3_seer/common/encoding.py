@@ -28,11 +28,13 @@ class LatentCodec:
     :param dtype: one of ``LATENT_DTYPES``
     :param scale: uint8 only: latent units of one stored unit, shape ``(N, L)``
     :param offset: uint8 only: the value of a stored zero, shape ``(N, L)``
+    :param encoder_fingerprint: of the encoder whose latents the range was fitted on, None if it was given
     """
 
     dtype: str
     scale: np.ndarray | None = None
     offset: np.ndarray | None = None
+    encoder_fingerprint: str | None = None
 
     @classmethod
     def fit(cls, latents: np.ndarray, margin: float = 0.02) -> "LatentCodec":
@@ -188,6 +190,7 @@ class ObservationEncoder:
         """
         latents = [self.policy.encode(self._inputs(self._to_tensors(images), 1)).cpu().numpy() for images in batches]
         self.codec = LatentCodec.fit(np.concatenate(latents))
+        self.codec.encoder_fingerprint = self.policy.encoder_fingerprint()
 
     def _inputs(self, images: PyTorchObs, n_copies: int) -> PyTorchObs:
         """:return: augmented images for the encoder, the copies of an image one after the other"""

@@ -219,6 +219,8 @@ class FlopsCallback(BaseCallback):
         self.model.flops_count = self.count = getattr(self.model, "flops_count", FlopsCount())
         self.formula = FlopsFormula.of(self.model, self.count.networks)
         self.count.networks = self.formula.encoder, self.formula.heads
+        self._evaluators: list[EvalCallback] = []
+        self._n_timesteps, self._time, self._seen = self.model.num_timesteps, time.perf_counter(), (-1, False)
 
     def _on_training_start(self) -> None:
         self._evaluators = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]

@@ -92,7 +92,8 @@ def find_n_stack(env: VecEnv) -> int:
         if isinstance(venv, VecFrameStack):
             n_stack = venv.stacked_obs.n_stack
         venv = venv.venv
-    with contextlib.suppress(NotImplementedError):  # of a VecEnv that runs its environments elsewhere
+    # A VecEnv that runs its environments elsewhere need not know their wrappers
+    with contextlib.suppress(NotImplementedError, AttributeError, TypeError):
         if n_stack == 1 and all(env.env_is_wrapped(FrameStackObservation)):
             n_stack = env.get_attr("stack_size")[0]
     images = image_spaces(env.observation_space).values()

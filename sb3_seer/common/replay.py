@@ -175,7 +175,7 @@ class LatentReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Add a step of every env; in the latents stage with one call of the encoder. Nothing is written if it fails.
+        Add a step of every env; in the latents stage with one call of the encoder. If it fails, nothing is added.
 
         :param obs: observations, shape ``(n_envs, *obs_shape)``
         :param next_obs: next observations, the last ones of an episode where it ended
@@ -198,21 +198,26 @@ class LatentReplayBuffer(ReplayBuffer):
         if isinstance(store, ImageStore):
             # Cut into frames already where it continues
             frames = store.pending if continues.all() else self.layout.to_frames(parts)
-            store.add(frames, self.layout.to_frames(next_parts), dones, continues)
+            next_frames = self.layout.to_frames(next_parts)
         else:
-            store.add(*self._encode_step(store, parts, next_parts, dones, continues), dones, continues)
+            frames, next_frames = self._encode_step(store, parts, next_parts, dones, continues)
 
         row = self.pos
         self.actions[row], self.rewards[row], self.dones[row], self.timeouts[row] = actions, rewards, dones, timeouts
         for key, array in self.vector_obs.items():
             array[row, :, 0], array[row, :, 1] = parts[key], next_parts[key]
+        before = store.newest, store.size
+        try:
+            store.add(frames, next_frames, dones, continues)
+        finally:  # Ctrl-C at this point must not part the rows from their observations for good
+            if (store.newest, store.size) != before:
+                self.n_valid += not self.full
+                self.pos = (row + 1) % self.buffer_size
+                self.full = self.n_valid == self.buffer_size
         # In the same order of bytes, which is faster to compare
         self.last_next_obs = {key: part.copy(order="K") for key, part in next_parts.items()}
         if self.priorities is not None:
             self.priorities.add(np.arange(row * self.n_envs, (row + 1) * self.n_envs))
-        self.n_valid += not self.full
-        self.pos = (row + 1) % self.buffer_size
-        self.full = self.n_valid == self.buffer_size
 
     def _continues(self, store: ImageStore | LatentStore, parts: dict[str, np.ndarray]) -> np.ndarray:
         """:return: for each env, whether these are the next observations of the newest step, shape ``(n_envs,)``"""
@@ -447,14 +452,20 @@ class LatentReplayBuffer(ReplayBuffer):
         return 0 if self.store is None else self.store.extra_bytes
 
     def check_extra_frames(self) -> None:
-        """Warn if the extra frames are many: the stacks are not shifted by one frame in a step."""
-        held = self.n_valid * self.n_envs * self.layout.frame_bytes
-        if self.stage == "images" and self.n_stack > 1 and self.extra_bytes > max(held, self.nbytes // 10) / 2:
-            warn(
-                "Extra frames take at least half as much memory as the stored images: the observations' stacks of "
-                f"{self.n_stack} frames do not shift by one frame per step. To store each stack as it is, set "
-                "replay_buffer_kwargs=dict(n_stack=1)"
+        """Warn if much is kept beside the arena: stacks do not shift by one frame in a step, or episodes are short."""
+        store = self.store
+        if store is None or self.extra_bytes <= max(self.n_valid / self.buffer_size, 0.1) * self.nbytes / 2:
+            return
+        n_episodes = self.n_envs + int(np.count_nonzero(self.dones))
+        if isinstance(store, ImageStore) and len(store.extra_frames) > 2 * n_episodes:
+            why = (
+                f"the observations' stacks of {self.n_stack} frames do not shift by one frame per step. To store each stack "
+                "as it is, set replay_buffer_kwargs=dict(n_stack=1)"
             )
+        else:
+            n_steps = self.n_valid * self.n_envs / n_episodes
+            why = f"an episode of n steps has n + 1 observations, and these episodes are short ({n_steps:.1f} steps)"
+        warn(f"Extra frames take at least half as much memory as the stored {self.stage}: {why}")
 
     def plan(self) -> MemoryPlan:
         """

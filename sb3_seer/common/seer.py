@@ -154,6 +154,10 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.env is not None:  # without, it will only predict
             self._announce_memory()
         if self.encoder_frozen:
+            for name in ("batch_size", "gradient_steps"):
+                given, after = getattr(self, name), getattr(self, f"{name}_after_freeze")
+                if after is not None and given != after:
+                    warn(f"{name}={given} has no effect: the encoder is frozen, and {name}_after_freeze={after} replaces it")
             self._freeze()
 
     def _why_no_encoder(self) -> str | None:
@@ -366,10 +370,19 @@ class SEERMixin(OffPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        # Compiled as a whole, a policy is of another class. It makes no difference: its networks are called one by one
+        self.policy = getattr(self.policy, "_orig_mod", self.policy)
         if isinstance(self.policy, SEERPolicy):
             self._check_vec_normalize(image_spaces(self.observation_space))  # set_env() may have brought another
+            if not isinstance(self.replay_buffer, LatentReplayBuffer):
+                raise ValueError(
+                    f"`replay_buffer` must be a LatentReplayBuffer, got {type(self.replay_buffer).__name__}. "
+                    "load_replay_buffer() turns one of SB3, saved as a file, into it"
+                )
             self._check_latents()
             self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
+            if self.encoder_frozen:
+                self.replay_buffer.to_latents()  # one that was put in its place may hold images
         return super()._setup_learn(*args, **kwargs)
 
     def _holds_latents(self) -> bool:
@@ -385,6 +398,13 @@ class SEERMixin(OffPolicyAlgorithm):
                     f"The replay buffer holds latents of encoder {stored}, but the weights are of encoder {ours}. "
                     "Call replay_buffer.reset() before another encoder is loaded"
                 )
+        codec = self.replay_buffer.encoder.codec
+        fitted_on = None if codec is None else codec.encoder_fingerprint
+        if fitted_on is not None and fitted_on != self.policy.encoder_fingerprint():
+            raise ValueError(
+                f"The range of latent_dtype={self.latent_dtype!r} was fitted on encoder {fitted_on}, but the weights are of "
+                "another one. load() the model that has these weights, or use float latents"
+            )
         self.policy.has_loaded_weights = False
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -490,7 +510,7 @@ class SEERMixin(OffPolicyAlgorithm):
 
         :param path: path to the file where the replay buffer should be saved
         """
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
+        if isinstance(self.policy, SEERPolicy):
             save_buffer(self.replay_buffer, path, self.verbose)
             return
         with open_atomic(path, "pkl", self.verbose) as file:

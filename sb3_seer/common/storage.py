@@ -53,24 +53,26 @@ class ObservationStore(ABC):
         """
         return (self.newest - ages) % len(self.ring)
 
-    def _advance(self, continues: np.ndarray) -> int:
-        """
-        Settle where the next observations of the newest step are, and free a slot.
+    @property
+    def next_slot(self) -> int:
+        """where the next step is to be written, before ``_advance()``"""
+        return (self.newest + 1) % len(self.ring)
 
-        :param continues: for each env, whether the step to be added starts from the next observation of the newest one
-        :return: the slot to write
+    def _advance(self, continues: np.ndarray) -> None:
         """
+        Settle where the next observations of the newest step are, and make the next slot the newest.
+
+        :param continues: for each env, whether the step in the next slot starts from the next observation of the newest one
+        """
+        for env in range(len(self.pending)):
+            self.extra_next.pop((self.next_slot, env), None)
         for env in range(len(self.pending) if self.size > 0 else 0):
-            if continues[env]:
-                self.is_linked[self.newest, env] = True
-            else:
+            self.is_linked[self.newest, env] = continues[env]
+            if not continues[env]:
                 self.extra_next[self.newest, env] = self._pending_of(env)
-        self.newest = (self.newest + 1) % len(self.ring)
+        self.newest = self.next_slot
         self.size = min(self.size + 1, len(self.ring))
         self.is_linked[self.newest] = False
-        for env in range(len(self.pending)):
-            self.extra_next.pop((self.newest, env), None)
-        return self.newest
 
     @abstractmethod
     def _pending_of(self, env: int) -> np.ndarray:
@@ -135,17 +137,18 @@ class ImageStore(ObservationStore):
         :param done: whether the episode ended, shape ``(n_envs,)``
         :param continues: whether ``obs`` is the next observation of the newest step, shape ``(n_envs,)``
         """
-        before = self.newest
-        slot = self._advance(continues)
+        slot = self.next_slot
         self.ring[slot] = obs[:, -1]
         for env in range(len(obs)):
             self.extra_frames.pop((slot, env), None)
             if continues[env] and self.is_shifted[env]:
-                self.n_before[slot, env] = min(self.n_before[before, env] + 1, self.n_stack - 1)
+                self.n_before[slot, env] = min(self.n_before[self.newest, env] + 1, self.n_stack - 1)
             else:
                 self.n_before[slot, env] = 0
                 if self.n_stack > 1:
                     self.extra_frames[slot, env] = older_frames(obs[env])
+        self._advance(continues)
+        for env in range(len(obs)):
             self.is_shifted[env] = is_shifted_stack(obs[env], next_obs[env])
         self.pending[:], self.is_open = next_obs, ~done
 
@@ -216,8 +219,8 @@ class LatentStore(ObservationStore):
         :param done: whether the episode ended, shape ``(n_envs,)``
         :param continues: whether the observations are the next ones of the newest step, shape ``(n_envs,)``
         """
-        slot = self._advance(continues)
-        self.ring[slot] = latents
+        self.ring[self.next_slot] = latents
+        self._advance(continues)
         self.pending, self.is_open = next_latents, ~done
 
     def latents(self, slots: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
