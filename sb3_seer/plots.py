@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_seer.common.flops import FLOPS_FILE, FlopsRow
+from sb3_seer.common.utils import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,11 @@ class Run:
 
     folder: Path
 
+    @property
+    def is_evaluated(self) -> bool:
+        """whether there are evaluations"""
+        return (self.folder / "evaluations.npz").is_file()
+
     @cached_property
     def evaluations(self) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -56,13 +62,12 @@ class Run:
 
         :raises ValueError: if there are none
         """
-        file = self.folder / "evaluations.npz"
-        if not file.is_file():
+        if not self.is_evaluated:
             raise ValueError(
                 f"{self.folder} has no evaluations.npz. It must be the log folder of an evaluated run, such as "
                 "logs/<algorithm>/<environment>_<number> of python -m rl_zoo3.train --eval-freq <steps>"
             )
-        with np.load(file) as evaluations:
+        with np.load(self.folder / "evaluations.npz") as evaluations:
             return evaluations["timesteps"], evaluations["results"].mean(axis=1)
 
     @property
@@ -164,6 +169,8 @@ class Curve:
         if len(timesteps) == 0:
             folders = ", ".join(str(run.folder) for run in self.runs)
             raise ValueError(f"{folders} were never evaluated at the same step. They must have the same --eval-freq")
+        if any(run.timesteps[-1] > timesteps[-1] for run in self.runs):
+            warn(f"{self.name}: the runs differ in length. Drawn until step {timesteps[-1]:,}, as far as all of them go")
         return timesteps
 
     @cached_property
@@ -184,12 +191,19 @@ class Curve:
 def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     """
     :param folders: log folders, in any order
-    :return: a curve for each environment and algorithm (or experiment), in the order of the first folder of each
-    :raises ValueError: if a folder has no evaluations
+    :return: a curve for each environment and algorithm (or experiment), in the order of the first folder of each. A folder
+        without evaluations is left out, with a warning
+    :raises ValueError: if none has evaluations
     """
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    for run in (Run(Path(folder)) for folder in folders):
+    given = [Run(Path(folder)) for folder in folders]
+    evaluated = [run for run in given if run.is_evaluated] or given[:1]
+    if left_out := [str(run.folder) for run in given if run not in evaluated]:
+        warn(f"Left out, without evaluations: {', '.join(left_out)}")
+    for run in evaluated:
         _ = run.evaluations  # an error now, not when they are drawn
+        if run.args.get("trained_agent"):
+            warn(f"{run.folder} is a training that was resumed with -i: its steps begin at 0 again")
         runs[run.environment, run.name, run.algorithm].append(run)
     algorithms: dict[str, set[str]] = defaultdict(set)
     for _, name, algorithm in runs:

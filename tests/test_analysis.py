@@ -182,7 +182,7 @@ def test_similarities_are_drawn_and_printed(folder: Path, tmp_path: Path, capsys
 def test_attention_maps_are_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "attention.png"
     main(["attention", str(folder), "-n", "20", "-o", str(output), "--layer", "critic.features_extractor.trunk.0"])
-    assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
+    assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["attention", str(folder), "-n", "20", "--layer", "conv7"])
     assert "`layer` must be one of critic.features_extractor.trunk.0, " in capsys.readouterr().err

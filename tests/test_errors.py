@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
@@ -216,6 +216,14 @@ def test_nothing_to_freeze():
         model.freeze_encoder()
     with pytest.raises(ValueError, match="no encoder"):
         model.encode(np.zeros(3, dtype=np.float32))
+
+
+def test_a_model_of_sb3_is_no_seer_model(tmp_path):
+    SAC("CnnPolicy", DialEnv(size=36), buffer_size=10, device="cpu").save(tmp_path / "sac")
+    with pytest.warns(UserWarning, match=r"To start from a model that SB3 saved, add pretrained_encoder=<its file>"):
+        SEERSAC.load(tmp_path / "sac", env=DialEnv(size=36), device="cpu")
+    model = SEERSAC("CnnPolicy", DialEnv(size=36), freeze_after=None, device="cpu", pretrained_encoder=tmp_path / "sac.zip")
+    assert model.policy.encoder_networks
 
 
 def test_a_callback_without_an_encoder_says_so_before_the_training():

@@ -314,7 +314,9 @@ def test_settings_after_the_freeze_are_saved_and_loaded(tmp_path):
     assert (before.batch_size, before.gradient_steps) == (8, 1)
     before.learn(30, reset_num_timesteps=False)
     # RL Zoo gives what its YAML file says again
-    after = SEERDQN.load(tmp_path / "after", env=model.get_env(), device="cpu", batch_size=8, gradient_steps=1, **settings)
+    again = dict(batch_size=8, gradient_steps=1, **settings)
+    with pytest.warns(UserWarning, match="batch_size=8 has no effect: .*, and batch_size_after_freeze=16 replaces it"):
+        after = SEERDQN.load(tmp_path / "after", env=model.get_env(), device="cpu", **again)
     for loaded in (before, after):
         assert loaded.encoder_frozen and (loaded.batch_size, loaded.gradient_steps) == (16, 3)
 
@@ -351,10 +353,10 @@ def test_learn_in_a_loop_does_not_freeze_at_once_in_silence():
 def test_counting_steps_from_0_again_warns_that_it_moves_the_freeze():
     """As RL Zoo's ``-i`` does."""
     model = make_model(SEERDQN, freeze_after="auto").learn(1_000, callback=StopTrainingOnMaxEpisodes(2))
-    with pytest.warns(UserWarning, match="freeze_after='auto' is counted from 0 again"):
+    with pytest.warns(UserWarning, match="freeze_after='auto' is counted from the start"):
         model.learn(50)
     model = make_model(SEERDQN, freeze_after=40).learn(30)
-    with pytest.warns(UserWarning, match=r"freeze_after=40 is counted from 0 again in this learn\(\), after \d+ gradient"):
+    with pytest.warns(UserWarning, match=r"freeze_after=40 is counted from the start of this learn\(\), after \d+ gradient"):
         model.learn(50)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

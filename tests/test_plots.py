@@ -203,6 +203,26 @@ def test_a_folder_without_evaluations_is_named(folder: str, logs: Path, tmp_path
     assert not (tmp_path / "figure.png").exists()
 
 
+def test_what_cannot_be_drawn_together_is_said(tmp_path: Path) -> None:
+    def run(name: str, n: int, **args: Any) -> Path:
+        folder = tmp_path / "dqn_seer" / name
+        (folder / "Light-v0").mkdir(parents=True)
+        (folder / "Light-v0" / "args.yml").write_text(yaml.dump(dict(conf_file=None, **args)))
+        if n > 0:
+            np.savez(folder / "evaluations.npz", timesteps=10 * np.arange(1, n + 1), results=np.ones((n, 2)))
+        return folder
+
+    folders = [run("Light-v0_1", 3), run("Light-v0_2", 0), run("Light-v0_3", 2, trained_agent="model.zip")]
+    with pytest.warns(UserWarning) as said:
+        (curve,) = load_curves(folders)
+        assert curve.timesteps.tolist() == [10, 20]
+    assert [str(warning.message).replace(str(tmp_path), "") for warning in said] == [
+        "Left out, without evaluations: /dqn_seer/Light-v0_2",
+        "/dqn_seer/Light-v0_3 is a training that was resumed with -i: its steps begin at 0 again",
+        "dqn_seer: the runs differ in length. Drawn until step 20, as far as all of them go",
+    ]
+
+
 def test_other_axes_are_refused(logs: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main([str(logs / "rainbow" / "Light-v0_1"), "-x", "episodes"])

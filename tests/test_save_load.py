@@ -381,11 +381,11 @@ def test_a_wrapped_ring_is_frozen_as_if_it_had_not_been_saved(tmp_path):
     np.testing.assert_array_equal(*latents)
 
 
-def test_what_replaces_the_batch_size_is_said(tmp_path):
-    model = make_model(SEERDQN, freeze_after=20, batch_size_after_freeze=16)
-    model.learn(30)
-    model.save(tmp_path / "model")
-    assert SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu").batch_size == 16
-    with pytest.warns(UserWarning, match="batch_size=8 has no effect: .* batch_size_after_freeze=16 replaces it"):
-        loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", batch_size=8)
-    assert loaded.batch_size == 16
+def test_the_memory_of_a_loaded_buffer_is_the_one_it_was_saved_with(tmp_path):
+    model = make_model(SEERDQN, freeze_after=None, buffer_size=100)
+    model.learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make_model(SEERDQN, freeze_after=None, buffer_size=200)
+    with pytest.warns(UserWarning, match="buffer_size=200 has no effect: .*buffer has the memory of 100 images"):
+        other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer.buffer_size == 100

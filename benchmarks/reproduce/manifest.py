@@ -185,7 +185,7 @@ class Table:
         :param steps: of a shorter training, with T_f scaled to it
         :param half_resolution: whether to halve the height and the width of images
         :return: the manifest: all agents of an environment one after the other, all environments of a seed
-        :raises ValueError: if there is nothing to train, or for more steps than the settings are for
+        :raises ValueError: if there is nothing to train, or for fewer or more steps than the settings are for
         """
         if half_resolution and not self.half_resolution:
             raise ValueError("This table has no settings for --half-resolution")
@@ -220,7 +220,10 @@ class Table:
         freeze_after, whole = settings.get("freeze_after"), settings["n_timesteps"]
         is_given = any(param.startswith("freeze_after:") for param in params)
         if isinstance(freeze_after, int) and n_timesteps < whole and not is_given:
-            params.append(f"freeze_after:{round(freeze_after * n_timesteps / whole)}")
+            scaled, first = round(freeze_after * n_timesteps / whole), settings["learning_starts"]
+            if scaled <= first:
+                raise ValueError(f"`--steps` must be larger: {agent.name}'s T_f={scaled} is before learning_starts={first:,}")
+            params.append(f"freeze_after:{scaled}")
         eval_freq = max(min(self.eval_freq // repeat, n_timesteps), 1)
         return Row(
             *(agent.name, agent.algo, env, seed, n_timesteps, eval_freq, agent.config, tuple(params)),

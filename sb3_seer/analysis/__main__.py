@@ -10,6 +10,8 @@ has large activations. probe: how well a linear map reads the state, and numbers
 """
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Sequence
 
 from sb3_seer.analysis.figures import Rows, plot_attention, plot_probe, plot_similarity
@@ -33,21 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     rows: Rows = []
     try:
-        run = AnalysedRun(args.folder)
-        episodes = run.play(min(args.n_steps, 200) if args.what == "attention" else args.n_steps, args.seed)
-        if args.what == "similarity":
-            figure, rows = plot_similarity(run, episodes)
-        elif args.what == "probe":
-            figure, rows = plot_probe(run, episodes, args.quantities)
-        else:
-            figure = plot_attention(run, episodes, layer=args.layer)
-        output = args.output or f"{args.what}.png"
-        figure.savefig(output, dpi=200)
+        with contextlib.redirect_stdout(sys.stderr):  # RL Zoo prints as it makes the environment
+            run = AnalysedRun(args.folder)
+            episodes = run.play(min(args.n_steps, 200) if args.what == "attention" else args.n_steps, args.seed)
+            if args.what == "similarity":
+                figure, rows = plot_similarity(run, episodes)
+            elif args.what == "probe":
+                figure, rows = plot_probe(run, episodes, args.quantities)
+            else:
+                figure = plot_attention(run, episodes, layer=args.layer)
+            output = args.output or f"{args.what}.png"
+            figure.savefig(output, dpi=200)
+            print(f"Drawn in {output}")
     except (ImportError, ValueError, OSError) as error:
         parser.error(str(error))
     for row in rows:
         print(*(f"{value:.3f}" if isinstance(value, float) else value for value in row), sep=",")
-    print(f"Drawn in {output}")
 
 
 if __name__ == "__main__":

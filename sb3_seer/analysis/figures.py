@@ -46,7 +46,7 @@ def plot_similarity(run: AnalysedRun, episodes: Episodes) -> tuple["Figure", Row
         panel.set_title(title, fontsize="medium")
         panel.set_yticks(range(len(before)), [name.replace("features_extractor.", "") for name in before], fontsize="small")
         panel.set_xticks(range(len(scores)), [f"{step:,}" for step in run.steps[1:]], rotation=90, fontsize="small")
-        panel.set_xlabel("step (compared with the checkpoint before)", fontsize="small")
+    figure.supxlabel("step (compared with the checkpoint before)", fontsize="small")
     figure.colorbar(image, ax=panels, label="similarity")
     return figure, rows
 

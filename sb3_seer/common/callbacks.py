@@ -91,8 +91,8 @@ class FreezeEncoderCallback(BaseCallback):
             )
         elif not self.model.encoder_frozen and _counts_again(self.model):
             warn(
-                f"freeze_after={self.freeze_after!r} is counted from 0 again in this learn(), after {self.model._n_updates} "
-                "gradient steps before it. Set it to the steps that are left until the freeze, or learn with "
+                f"freeze_after={self.freeze_after!r} is counted from the start of this learn(), after {self.model._n_updates} "
+                "gradient steps before it: it must be what is left until the freeze. To go on counting, learn with "
                 "reset_num_timesteps=False"
             )
         if self.freeze_after != "auto":

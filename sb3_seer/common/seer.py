@@ -164,16 +164,19 @@ class SEERMixin(OffPolicyAlgorithm):
         """:return: where there is no encoder, and what to use to have one; None if there is one"""
         space = self.observation_space
         if not issubclass(self.policy_class, SEERPolicy):
-            return (
-                f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}. "
-                "To store latents, use images, and CnnPolicy or MultiInputPolicy"
-            )
+            remedy = "use images, and CnnPolicy or MultiInputPolicy"
+            if image_spaces(space):
+                remedy = (
+                    'make a new model with the name "CnnPolicy" or "MultiInputPolicy" as policy. To start from a model that '
+                    "SB3 saved, add pretrained_encoder=<its file>"
+                )
+            return f"with the policy {self.policy_class.__module__}.{self.policy_class.__name__}. To store latents, {remedy}"
         if isinstance(space, spaces.Dict) and not image_spaces(space):
             return f"with observations of {space}. To store latents, use images"
         extractor_class = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)
         if not can_split(extractor_class, space):
             return (
-                f"with a {extractor_class.__name__}, which may mix images with other keys. "
+                f"with the features extractor {extractor_class.__name__}, which may mix images with other keys. "
                 "To store latents, use SB3's CombinedExtractor, or a SplitExtractor"
             )
         return None
@@ -533,6 +536,9 @@ class SEERMixin(OffPolicyAlgorithm):
         augmentation = self._make_augmentation() if ours is None else ours.encoder.augmentation
         make_buffer = partial(self._make_replay_buffer, augmentation)
         replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+        held = replay_buffer.plan().image_transitions
+        if held // self.n_envs != max(self.buffer_size // self.n_envs, 1):
+            warn(f"buffer_size={self.buffer_size} has no effect: the replay buffer in {path} has the memory of {held} images")
         if self.encoder_frozen:
             replay_buffer.to_latents()
         if self.freeze_after is not None:
