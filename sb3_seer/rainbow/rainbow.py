@@ -87,13 +87,10 @@ class Rainbow(WeightedUpdates, DQN):
     def _setup_model(self) -> None:
         if self.replay_buffer is None:
             self._setup_replay_buffer()
-        if self.replay_buffer is None:
-            super()._setup_model()
-        else:
-            with warnings.catch_warnings():
-                # SB3 does not know that the buffer was given its n_steps
+        with warnings.catch_warnings():
+            if self.replay_buffer is not None:  # SB3 does not know that it was given its n_steps
                 warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
-                super()._setup_model()
+            super()._setup_model()
         if self.policy.q_net.noisy:
             self.exploration_schedule = ConstantSchedule(0.0)
 
