@@ -6,7 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
-from sb3_seer.common.callbacks import walk
+from sb3_seer.common.callbacks import iter_callbacks
 
 EVALUATIONS = ("evaluations_timesteps", "evaluations_results", "evaluations_length", "best_mean_reward", "last_mean_reward")
 
@@ -32,7 +32,7 @@ class Checkpoint(BaseCallback):
         # An attribute of the model, which is saved with it
         progress: dict[str, Any] = getattr(self.model, "progress", {})
         self.model.num_timesteps = self.num_timesteps = self._saved_at = progress.get("num_timesteps", 0)
-        evaluators = [callback for callback in walk(self.locals["callback"]) if isinstance(callback, EvalCallback)]
+        evaluators = [callback for callback in iter_callbacks(self.locals["callback"]) if isinstance(callback, EvalCallback)]
         self._evaluator = evaluators[0] if evaluators else None
         for name in EVALUATIONS:
             if self._evaluator is not None and name in progress:

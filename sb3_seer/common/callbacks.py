@@ -83,7 +83,7 @@ class FreezeEncoderCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
-            step = freeze_step(self.model, self.freeze_after)
+            step = to_steps(self.model, self.freeze_after)
             when = "is frozen already" if self.model.encoder_frozen else f"will be frozen at step {step}"
             warn(
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
@@ -108,7 +108,7 @@ class FreezeEncoderCallback(BaseCallback):
         if isinstance(self.freeze_after, str):
             why = self._why_auto()
         else:
-            why = "" if self.model.num_timesteps >= freeze_step(self.model, self.freeze_after) else None
+            why = "" if self.model.num_timesteps >= to_steps(self.model, self.freeze_after) else None
         if why is not None:
             self.model.freeze_encoder()
             if self.verbose >= 1:
@@ -162,7 +162,7 @@ class NoiseScheduleCallback(BaseCallback):
 
     def std(self) -> float:
         """:return: the standard deviation at this step"""
-        progress = min(self.num_timesteps / freeze_step(self.model, self.end), 1.0)
+        progress = min(self.num_timesteps / to_steps(self.model, self.end), 1.0)
         return self.initial_std + progress * (self.final_std - self.initial_std)
 
     def _set_noise(self) -> None:
@@ -190,16 +190,16 @@ class NoiseScheduleCallback(BaseCallback):
         return True
 
 
-def freeze_step(model: Any, freeze_after: int | float) -> int:
+def to_steps(model: Any, when: int | float) -> int:
     """
     :param model: an algorithm, whose ``learn()`` was called
-    :param freeze_after: T_f: an integer number of steps, or a float fraction of that ``learn()``
-    :return: T_f in steps
+    :param when: an integer number of steps, or a float fraction of that ``learn()``
+    :return: the number of steps
     """
-    if isinstance(freeze_after, int):
-        return freeze_after
+    if isinstance(when, int):
+        return when
     start, end = model._num_timesteps_at_start, model._total_timesteps
-    return start + max(round(freeze_after * (end - start)), 1)
+    return start + max(round(when * (end - start)), 1)
 
 
 def _counts_again(model: Any) -> bool:
@@ -207,7 +207,7 @@ def _counts_again(model: Any) -> bool:
     return bool(model.num_timesteps == 0 and model._n_updates > 0)
 
 
-def walk(callback: Any) -> Iterator[BaseCallback]:
+def iter_callbacks(callback: Any) -> Iterator[BaseCallback]:
     """
     :param callback: a callback, or anything else
     :return: the callback, and all callbacks that it calls
@@ -219,9 +219,9 @@ def walk(callback: Any) -> Iterator[BaseCallback]:
     children = list(callbacks) if isinstance(callbacks, list | tuple) else []  # a user's attribute may be anything
     children += [getattr(callback, name, None) for name in ("callback", "callback_on_new_best")]
     for child in children:
-        yield from walk(child)
+        yield from iter_callbacks(child)
 
 
 def has_callback(callbacks: Iterable[BaseCallback], callback_class: type[BaseCallback]) -> bool:
     """:return: whether one of the callbacks, or one that they call, is of a class"""
-    return any(isinstance(child, callback_class) for callback in callbacks for child in walk(callback))
+    return any(isinstance(child, callback_class) for callback in callbacks for child in iter_callbacks(callback))

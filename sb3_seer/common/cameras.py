@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
-from sb3_seer.common.extractors import SideBySide, SplitExtractor, split
+from sb3_seer.common.extractors import ConcatModules, SplitExtractor, split
 from sb3_seer.common.observations import image_spaces
 
 Encoder = type[BaseFeaturesExtractor] | Sequence[Any]
@@ -48,10 +48,10 @@ class MultiCameraEncoder(SplitExtractor):
         vector_dims = [get_flattened_obs_dim(space) for key, space in observation_space.spaces.items() if key not in images]
         latent_dims = [part.latent_dim for part in parts.values()]
         super().__init__(observation_space, sum(latent_dims), features_dim=sum(head_dims) + sum(vector_dims))
-        self.trunk = SideBySide({key: part.trunk for key, part in parts.items()})
-        self.projection = SideBySide({key: part.projection for key, part in parts.items()}, trunk_shapes)
+        self.trunk = ConcatModules({key: part.trunk for key, part in parts.items()})
+        self.projection = ConcatModules({key: part.projection for key, part in parts.items()}, trunk_shapes)
         heads = {key: part.head if isinstance(part, SplitExtractor) else nn.Identity() for key, part in parts.items()}
-        self.head = SideBySide(heads, [(dim,) for dim in latent_dims])
+        self.head = ConcatModules(heads, [(dim,) for dim in latent_dims])
         self.is_trained = all(getattr(part, "is_trained", False) for part in parts.values())
         self.train()
 

@@ -77,7 +77,7 @@ class SplitExtractor(BaseFeaturesExtractor):
         return self.features(self.encode(images), vector_obs)
 
 
-class SideBySide(nn.ModuleDict):
+class ConcatModules(nn.ModuleDict):
     """
     Applies a module to each part, and puts their outputs side by side.
 
@@ -132,10 +132,10 @@ class SplitCombinedExtractor:
     projection = nn.Identity()
 
     @cached_property
-    def trunk(self) -> SideBySide:
+    def trunk(self) -> ConcatModules:
         """the extractors of images, by key"""
         images = image_spaces(self.extractor._observation_space)
-        return SideBySide({key: module for key, module in self.extractor.extractors.items() if key in images})
+        return ConcatModules({key: module for key, module in self.extractor.extractors.items() if key in images})
 
     @property
     def latent_dims(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, preprocess_obs
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_seer.common.callbacks import walk
+from sb3_seer.common.callbacks import iter_callbacks
 from sb3_seer.common.extractors import can_split, split
 from sb3_seer.common.observations import image_spaces, separate
 from sb3_seer.common.save_util import open_atomic
@@ -223,7 +223,7 @@ class FlopsCallback(BaseCallback):
         self._n_timesteps, self._time, self._seen = self.model.num_timesteps, time.perf_counter(), (-1, False)
 
     def _on_training_start(self) -> None:
-        self._evaluators = [child for child in walk(self.locals.get("callback")) if isinstance(child, EvalCallback)]
+        self._evaluators = [child for child in iter_callbacks(self.locals.get("callback")) if isinstance(child, EvalCallback)]
         self._n_timesteps, self._time, self._seen = self.num_timesteps, time.perf_counter(), (-1, False)
         self._on_step()
 
