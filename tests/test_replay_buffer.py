@@ -831,3 +831,12 @@ def test_what_takes_much_memory_beside_the_arena_is_said() -> None:
             image = np.zeros((1, 2, 6, 6), np.uint8)
             buffer.add(image, image, np.zeros((1, 1)), np.zeros(1), np.ones(1), [{}])
         buffer.check_extra_frames()
+
+
+@pytest.mark.parametrize("n_stack", [1, 3])
+def test_a_buffer_of_one_row(n_stack: int) -> None:
+    oracle = make_oracle(3, n_envs=3, n_stack=n_stack)
+    assert oracle.buffer.buffer_size == 1
+    for _ in range(40):
+        oracle.add()
+        check(oracle)

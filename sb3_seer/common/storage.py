@@ -64,8 +64,6 @@ class ObservationStore(ABC):
 
         :param continues: for each env, whether the step in the next slot starts from the next observation of the newest one
         """
-        for env in range(len(self.pending)):
-            self.extra_next.pop((self.next_slot, env), None)
         for env in range(len(self.pending) if self.size > 0 else 0):
             self.is_linked[self.newest, env] = continues[env]
             if not continues[env]:
@@ -73,6 +71,8 @@ class ObservationStore(ABC):
         self.newest = self.next_slot
         self.size = min(self.size + 1, len(self.ring))
         self.is_linked[self.newest] = False
+        for env in range(len(self.pending)):
+            self.extra_next.pop((self.newest, env), None)
 
     @abstractmethod
     def _pending_of(self, env: int) -> np.ndarray:
