@@ -85,6 +85,7 @@ def test_what_is_not_in_a_table_is_refused(capsys: pytest.CaptureFixture[str]) -
         (["atari100k", "--games", "Alien", "Pong"], "`--games` must be among AlienNoFrameskip-v4"),
         (["atari100k", "--seeds", "0"], "`--seeds` must be >= 1, got 0"),
         (["atari100k", "--steps", "1000000"], "`--steps` must be from 1 to 500,000"),
+        (["atari100k", "--steps", "2000"], "`--steps` must be larger: rainbow_seer's T_f="),
         (["table1-right", "--half-resolution"], "no settings for --half-resolution"),
         (["atari100k", "--seeds", "1", "--row", "18"], "`--row` must be from 0 to 17, got 18"),
     ):
