@@ -173,6 +173,22 @@ def test_networks_with_encoders_of_their_own_go_through_the_freeze(algorithm, sh
     assert (model.actor.features_extractor.trunk is model.critic.features_extractor.trunk) == share
 
 
+@SHARE
+@pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
+def test_at_the_freeze_all_target_networks_become_equal_to_their_networks(algorithm, share):
+    model = filled(algorithm, share_features_extractor=share)
+    model.train(gradient_steps=5, batch_size=16)
+    pairs = [(getattr(model.policy, f"{name}_target", None), getattr(model.policy, name)) for name in ("actor", "critic")]
+    pairs = [(target, network) for target, network in pairs if target is not None]
+
+    def differ(target: nn.Module, network: nn.Module) -> bool:
+        return any(not th.equal(a, b) for a, b in zip(target.parameters(), network.parameters(), strict=True))
+
+    assert all(differ(*pair) for pair in pairs)
+    model.freeze_encoder()
+    assert not any(differ(*pair) for pair in pairs)
+
+
 # ---- settings of all policies ----
 
 

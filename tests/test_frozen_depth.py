@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_seer import SEERDQN, SEERSAC, DataEfficientCNN, FreezeEncoderCallback, ImpalaCNN, PixelEncoder
+from sb3_seer import SEERDQN, SEERSAC, SEERTQC, DataEfficientCNN, FreezeEncoderCallback, ImpalaCNN, PixelEncoder
 from sb3_seer.common.encoders import LayeredExtractor
 from tests.helpers import DialEnv, LightEnv, assert_same
 
@@ -62,17 +62,20 @@ def make_encoder(encoder: type[LayeredExtractor], layer: str | None = None) -> L
     return encoder(SPACE, **SMALL[encoder], **({} if layer is None else dict(freeze_at=layer)))
 
 
-def make_model(algorithm, encoder: type[LayeredExtractor], layer: str, **kwargs: Any):
+def make_model(
+    algorithm, encoder: type[LayeredExtractor], layer: str, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+):
     policy_kwargs = dict(
-        features_extractor_class=encoder, features_extractor_kwargs=dict(**SMALL[encoder], freeze_at=layer), net_arch=[16]
-    )
+        features_extractor_class=encoder, features_extractor_kwargs=dict(**SMALL[encoder], freeze_at=layer), net_arch=[16],
+        **(policy_kwargs or {}),
+    )  # fmt: skip
     defaults: dict[str, Any] = dict(
         buffer_size=100, learning_starts=10, batch_size=8, train_freq=1, learning_rate=1e-3, latent_dtype="float16",
         seed=0, device="cpu",
     )  # fmt: skip
     if algorithm is SEERDQN:
         defaults.update(target_update_interval=7, tau=0.3)
-    env = ColourDialEnv(size=24) if algorithm is SEERSAC else ColourLightEnv(size=24)
+    env = ColourLightEnv(size=24) if algorithm is SEERDQN else ColourDialEnv(size=24)
     return algorithm("CnnPolicy", env, policy_kwargs=policy_kwargs, **{**defaults, **kwargs})
 
 
@@ -301,3 +304,11 @@ def test_the_actors_loss_trains_no_convolution(encoder, layer, _, frozen):
     # Its own layers it trains, unless they are frozen
     own = [actor[name] for name in weights if name not in convolutions]
     assert all((p in by_actor) == p.requires_grad for p in own)
+
+
+@pytest.mark.parametrize("freeze_after", [None, 12])
+def test_a_critic_that_learns_between_the_actors_passes_changes_no_gradient(freeze_after):
+    """TQC's critic learns after the actor's forward pass, and an optimizer that is not fused changes weights in place."""
+    not_fused = dict(optimizer_kwargs=dict(fused=False))
+    model = make_model(SEERTQC, PixelEncoder, "conv2", not_fused, freeze_after=freeze_after).learn(24)
+    assert model._n_updates == 14 and model.encoder_frozen == (freeze_after is not None)

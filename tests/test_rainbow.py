@@ -18,7 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from sb3_seer import LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
+from sb3_seer import SEERDQN, SEERQRDQN, LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 from sb3_seer.rainbow.policies import CnnPolicy, RainbowPolicy
@@ -370,7 +370,10 @@ def test_prioritised_windows_are_those_of_sb3s_buffer(n_steps, n_rows, monkeypat
     # SB3's buffer draws the envs itself
     monkeypatch.setattr(np.random, "randint", lambda *args, **kwargs: envs)
     expected = theirs._get_samples(rows)
-    for name in expected._fields:
+    if n_steps == 1:  # SB3's ReplayBuffer leaves gamma to the algorithm
+        expected = expected._replace(discounts=None)
+        assert samples.discounts is None
+    for name in set(expected._fields) - ({"discounts"} if n_steps == 1 else set()):
         th.testing.assert_close(getattr(samples, name), getattr(expected, name), msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -428,6 +431,15 @@ def test_prioritized_replay_uses_the_weights_and_sets_the_priorities(algorithm, 
     stored = buffer.priorities.values[batch.indices]
     for i, index in enumerate(batch.indices):  # of duplicates the last one counts, and all are the same
         assert stored[i] == pytest.approx(priorities[i], rel=1e-4), index
+
+
+@pytest.mark.parametrize("algorithm", [SEERDQN, SEERQRDQN, Rainbow, SEERRainbow])
+def test_priorities_without_images_keep_gamma(algorithm):
+    kwargs: dict[str, Any] = dict(gamma=0.5, buffer_size=100, learning_starts=10, device="cpu")
+    settings: dict[str, Any] = dict(replay_buffer_class=PrioritizedReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
+    model = algorithm("MlpPolicy", "CartPole-v1", **kwargs, **settings).learn(30)
+    assert model.replay_buffer.gamma == 0.5
+    np.testing.assert_allclose(model.replay_buffer.sample(100).discounts.min(), 0.5**3)
 
 
 def test_seer_without_images_has_priorities_too():

@@ -565,6 +565,13 @@ def test_uint8_zeros_of_a_relu_stay_exact() -> None:
         np.testing.assert_allclose(codec.decode(th.as_tensor(codec.encode(latents)[0])), latents, atol=0.01)
 
 
+def test_uint8_of_one_network_does_not_depend_on_the_range_of_another() -> None:
+    latents = np.random.RandomState(0).randn(50, 2, 3).astype(np.float32)
+    small = LatentCodec.fit(latents).scale
+    latents[:, 0] *= 1000.0
+    np.testing.assert_array_equal(LatentCodec.fit(latents).scale[1], small[1])
+
+
 def test_uint8_needs_something_to_be_fitted_on() -> None:
     buffer = make_oracle(latent_dtype="uint8").buffer
     with pytest.raises(ValueError, match="codec"):

@@ -126,9 +126,7 @@ class SEERActorCriticPolicy(SEERPolicy):
                 for name, module in network.named_children():
                     if name != "features_extractor":
                         module.apply(_init_orthogonal)
-        for name in ("actor", "critic"):
-            if (target := getattr(self, f"{name}_target", None)) is not None:
-                target.load_state_dict(getattr(self, name).state_dict())
+        self.copy_to_targets()
         if self.tie_convolutions:
             self._make_optimizers(lr_schedule)
 

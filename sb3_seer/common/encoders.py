@@ -20,7 +20,7 @@ def _output_shape(module: nn.Module, observation_space: spaces.Box) -> tuple[int
 
 
 def _n_channels(encoder_class: type, observation_space: spaces.Space) -> int:
-    """:raises ValueError: if these are no images"""
+    """:raises ValueError: if the space is not a Box of images"""
     if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 3:
         raise ValueError(
             f"`observation_space` of {encoder_class.__name__} must be a Box of images, got {observation_space}. For Dict "
@@ -100,13 +100,14 @@ class LayeredExtractor(SplitExtractor):
 
     def share_convolutions(self, other: SplitExtractor) -> None:
         """
-        Take the convolutions of another extractor, including convolutions of the head.
+        Take the convolutions of another extractor, including convolutions of the head. This one no longer trains those.
 
         :param other: an extractor of the same class and arguments
         """
         super().share_convolutions(other)
         if isinstance(self.head, _Remainder) and isinstance(other.head, _Remainder):
             self.head.trunk = other.head.trunk
+            self.head.trains_trunk = False
 
 
 def _n_flatten(convolutions: nn.Module, observation_space: spaces.Box) -> int:
@@ -138,6 +139,7 @@ class _Remainder(nn.Module):
         super().__init__()
         self.shape = shape
         self.trunk = trunk
+        self.trains_trunk = True
         self.flatten = FlattenPixels()
         self.projection = projection
         self.head = head
@@ -151,6 +153,8 @@ class _Remainder(nn.Module):
             channels, height, width = self.shape
             feature_maps = latents.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
             latents = self.flatten(self.trunk(feature_maps))
+            if not self.trains_trunk:
+                latents = latents.detach()
         return self.head(self.projection(latents))
 
 

@@ -45,7 +45,7 @@ class LatentCodec:
         """
         low, high = latents.min(axis=0), latents.max(axis=0)  # [N, L]
         # A dimension that never moved in these latents (a dead unit) still gets some room
-        span = np.maximum(high - low, 0.01 * (high - low).max())
+        span = np.maximum(high - low, 0.01 * (high - low).max(axis=1, keepdims=True))
         span[span == 0.0] = 1.0
         # Latents after a ReLU are never negative, and their zeros stay exact
         offset = np.where(low >= 0.0, np.maximum(low - margin * span, 0.0), low - margin * span)

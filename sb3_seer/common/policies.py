@@ -168,7 +168,7 @@ class SEERPolicy(BasePolicy):
     augmented images (``image_space``).
 
     :param image_size: (height, width) of augmented images that are smaller than the observations, by key (``""`` if the
-        observations are no ``Dict``)
+        space is not a ``Dict``)
     :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` to run the encoder on bfloat16 images in PyTorch's autocast: faster
         where the hardware has instructions for it (AMX or AVX-512 of recent x86 processors, recent GPUs). Weights, heads,
         losses and stored latents stay in float32
@@ -177,7 +177,7 @@ class SEERPolicy(BasePolicy):
 
     encoder_frozen = False
     _cached: tuple[PyTorchObs, th.Tensor] | None = None  # see cache_latents()
-    has_loaded_weights = False  # until the algorithm has compared them with the latents in its replay buffer
+    has_loaded_weights = False  # loaded, and not yet compared with the latents in the replay buffer
 
     def __init__(
         self,
@@ -237,6 +237,12 @@ class SEERPolicy(BasePolicy):
     def target_networks(self) -> list[LatentNetwork]:
         """The target networks of the first ``encoder_networks``."""
         return [network for network in self.children() if isinstance(network, LatentNetwork) and network.is_target]
+
+    def copy_to_targets(self) -> None:
+        """Make each target network, named ``<network>_target``, equal to its network."""
+        for name, network in self.named_children():
+            if (target := getattr(self, f"{name}_target", None)) is not None:
+                target.load_state_dict(network.state_dict())
 
     # ---- the encoder ----
 
@@ -326,8 +332,7 @@ class SEERPolicy(BasePolicy):
         Freeze the encoders, after copying the online networks to the target networks (as the released code for control
         does): from now on they share latents. Heads go on learning, and the targets' heads go on following.
         """
-        for network, target in zip(self.encoder_networks, self.target_networks, strict=False):
-            target.load_state_dict(network.state_dict())
+        self.copy_to_targets()
         frozen: set[nn.Module] = set()
         for child in self.children():
             if isinstance(child, LatentNetwork):

@@ -330,7 +330,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             ),
             dones=self.to_torch(dones.reshape(-1, 1)),
             rewards=self.to_torch(returns),
-            discounts=self.to_torch(discounts),
+            discounts=None if self.n_steps == 1 else self.to_torch(discounts),  # None: the algorithm's gamma
             weights=self.to_torch(self.priorities.weights(indices).reshape(-1, 1)),
             indices=indices,
         )

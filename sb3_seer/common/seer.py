@@ -26,7 +26,7 @@ from sb3_seer.common.extractors import can_split, latent_dim_argument
 from sb3_seer.common.flops import FlopsCallback, find_passes
 from sb3_seer.common.observations import find_n_stack, image_spaces
 from sb3_seer.common.policies import SEERPolicy
-from sb3_seer.common.priorities import is_prioritized
+from sb3_seer.common.priorities import PrioritizedReplayBuffer, is_prioritized
 from sb3_seer.common.process import return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
@@ -36,7 +36,7 @@ from sb3_seer.common.utils import check_positive_int, warn
 
 SelfSEER = TypeVar("SelfSEER", bound="SEERMixin")
 
-# By a part of the name of a replay buffer: what to use instead with images
+# What to suggest in place of another replay buffer, by a part of its class name
 OTHER_BUFFERS = {
     "NStep": "For n-step returns, set n_steps",
     "Prioritized": "For priorities, set replay_buffer_kwargs=dict(prioritized=True)",
@@ -197,6 +197,8 @@ class SEERMixin(OffPolicyAlgorithm):
             self.policy_class = next(base for base in bases if not issubclass(base, SEERPolicy))
         super()._setup_model()
         self._check_priorities()
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer) and "gamma" not in self.replay_buffer_kwargs:
+            self.replay_buffer.gamma = self.gamma
 
     def _check_priorities(self) -> None:
         """:raises ValueError: for a prioritised replay buffer, if the updates have no weights and no priorities"""

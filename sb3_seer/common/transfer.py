@@ -58,8 +58,7 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
         for tensor, loaded in sources.items():
             tensor.copy_(loaded)
     if part == "encoder":
-        for online, target in zip(policy.encoder_networks, policy.target_networks, strict=False):
-            target.load_state_dict(online.state_dict())
+        policy.copy_to_targets()
 
 
 def _network(name: str) -> str:
