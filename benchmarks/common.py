@@ -1,13 +1,19 @@
-"""What the benchmarks have in common: an environment of noise, measuring in turn, tables."""
+"""What the benchmarks have in common: an environment of noise, an agent for cartpole, measuring in turn, tables."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_seer import SEERSAC
 
 Row = dict[str, Any]
 
@@ -40,6 +46,39 @@ class NoiseEnv(gym.Env):
         return self.np_random.standard_normal(shape, dtype=np.float32)
 
 
+def frozen_agent(env: GymEnv, steps: int, seed: int, **policy_kwargs: Any) -> SEERSAC:
+    """:return: SEERSAC for cartpole-swingup with an encoder that is frozen from the first step, on one thread"""
+    th.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="The encoder is frozen at step 0")
+    return SEERSAC(
+        "CnnPolicy",
+        env,
+        buffer_size=steps,
+        freeze_after=0,
+        learning_starts=1000,
+        learning_rate=1e-3,
+        batch_size=128,
+        tau=0.01,
+        ent_coef="auto_0.1",
+        ent_coef_learning_rate=1e-4,
+        ent_coef_betas=(0.5, 0.999),
+        policy_kwargs=dict(net_arch=[256, 256], ortho_init=True, log_std_bounds=(-10.0, 2.0), **policy_kwargs),
+        seed=seed,
+        device="cpu",
+    )
+
+
+def learn_and_evaluate(model: SEERSAC, make_env: Callable[[], GymEnv], steps: int) -> None:
+    """Print the return of 5 episodes after each quarter of the steps."""
+    for _ in range(4):
+        start = time.process_time()
+        model.learn(steps // 4, reset_num_timesteps=False)
+        rate = steps // 4 / (time.process_time() - start)
+        mean, std = evaluate_policy(model, make_env(), n_eval_episodes=5)
+        returns = f"return of 5 episodes {mean:.0f} ± {std:.0f}"
+        print(f"{model.num_timesteps:6,} steps: {returns}, {rate:.0f} steps a second of CPU time", flush=True)
+
+
 def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
@@ -50,7 +89,7 @@ def in_turn(functions: Mapping[str, Callable[[], object]], repetitions: int, in_
     """
     :param functions: what to call, by name
     :param repetitions: how often, at least ``in_a_row``
-    :param in_a_row: so often before it is the next one's turn; each time in another order
+    :param in_a_row: consecutive calls of one function; the order of the functions is drawn anew for each round
     :return: median seconds of a call of each: the median over the rows of their mean
     """
 

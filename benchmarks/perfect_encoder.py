@@ -8,19 +8,18 @@ the encoder is frozen from the first step, and latents are stored, sampled and a
 """
 
 import argparse
-import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from torch import nn
 
 import sb3_seer.envs
-from sb3_seer import SEERSAC, SplitExtractor
+from benchmarks.common import frozen_agent, learn_and_evaluate
+from sb3_seer import SplitExtractor
 
 # Standard deviations of position, cosine and sine of the angle, velocity and angular velocity, roughly
 SCALE = np.array([0.87, 0.7, 0.7, 1.3, 2.5])
@@ -95,29 +94,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    th.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The encoder is frozen at step 0")
     extractor = dict(features_extractor_class=StateExtractor, features_extractor_kwargs=dict(noise=args.noise))
-    model = SEERSAC(
-        "CnnPolicy",
-        make_env(args.view),
-        buffer_size=args.steps,
-        freeze_after=0,
-        learning_starts=1000,
-        learning_rate=1e-3,
-        batch_size=128,
-        tau=0.01,
-        ent_coef="auto_0.1",
-        ent_coef_learning_rate=1e-4,
-        ent_coef_betas=(0.5, 0.999),
-        policy_kwargs=dict(net_arch=[256, 256], ortho_init=True, log_std_bounds=(-10.0, 2.0), **extractor),
-        seed=args.seed,
-        device="cpu",
-    )
-    for _ in range(4):
-        model.learn(args.steps // 4, reset_num_timesteps=False)
-        mean, std = evaluate_policy(model, make_env(args.view), n_eval_episodes=5)
-        print(f"{model.num_timesteps:6,} steps: return of 5 episodes {mean:.0f} ± {std:.0f}", flush=True)
+    model = frozen_agent(make_env(args.view), args.steps, args.seed, **extractor)
+    learn_and_evaluate(model, lambda: make_env(args.view), args.steps)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ About two minutes each. Without ``--weights`` the encoder is random. Images have
 """
 
 import argparse
-import time
-import warnings
 from collections import OrderedDict
 
 import gymnasium as gym
@@ -18,12 +16,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
 from torch import nn
 
 import sb3_seer.envs
-from sb3_seer import SEERSAC, PixelEncoder, PretrainedEncoder
+from benchmarks.common import frozen_agent, learn_and_evaluate
+from sb3_seer import PixelEncoder, PretrainedEncoder
 
 N_STACK, SIZE = 3, 50
 
@@ -87,43 +85,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    th.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="The encoder is frozen at step 0")
     n_stack = N_STACK if args.one_by_one else 1
     scale = None if args.scale is None else [args.scale] * (3 * N_STACK // n_stack)
     kwargs = dict(module=args.module, weights=args.weights, input_size=args.input_size, mean=scale, std=scale, n_stack=n_stack)
-    model = SEERSAC(
-        "CnnPolicy",
-        make_env(),
-        buffer_size=args.steps,
-        freeze_after=0,
-        augmentation=None,
-        learning_starts=1000,
-        learning_rate=1e-3,
-        batch_size=128,
-        tau=0.01,
-        ent_coef="auto_0.1",
-        ent_coef_learning_rate=1e-4,
-        ent_coef_betas=(0.5, 0.999),
-        policy_kwargs=dict(
-            net_arch=[256, 256],
-            ortho_init=True,
-            log_std_bounds=(-10.0, 2.0),
-            features_extractor_class=PretrainedEncoder,
-            features_extractor_kwargs=kwargs,
-        ),
-        seed=args.seed,
-        device="cpu",
-    )
+    extractor = dict(features_extractor_class=PretrainedEncoder, features_extractor_kwargs=kwargs)
+    model = frozen_agent(make_env(), args.steps, args.seed, **extractor)
     plan = model.replay_buffer.plan()
     print(f"{plan.record_bytes:,} bytes of latents a transition; of an image {plan.frame_bytes:,}", flush=True)
-    for _ in range(4):
-        start = time.process_time()
-        model.learn(args.steps // 4, reset_num_timesteps=False)
-        rate = args.steps // 4 / (time.process_time() - start)
-        mean, std = evaluate_policy(model, make_env(), n_eval_episodes=5)
-        returns = f"return of 5 episodes {mean:.0f} ± {std:.0f}"
-        print(f"{model.num_timesteps:6,} steps: {returns}, {rate:.0f} steps a second of CPU time", flush=True)
+    learn_and_evaluate(model, make_env, args.steps)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def sac_cartpole(device: str, starts: int) -> Callable[[], object]:
 
 
 def environment_step(device: str) -> Callable[[], tuple[float, float]]:
-    """:return: what says the seconds of a step in the latents stage without the environment, and of its encoder call"""
+    """:return: a function that measures a step of the latents stage without the environment, and its encoding, in seconds"""
     env = StepTimer(cartpole(100))
     model = seer_cartpole(device, env)
     filled(model, freeze=True)

@@ -26,21 +26,17 @@ def without_tau(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
 def sample_with_configured_policy(
     sample_base_params: Callable[..., dict[str, Any]],
     trial: "optuna.Trial",
-    n_actions: int,
-    n_envs: int,
-    additional_args: dict[str, Any],
+    *args: Any,
 ) -> dict[str, Any]:
     """
     Sampler for the hyperparameters of an algorithm that keeps what is configured of its policy, like the features extractor.
 
     :param sample_base_params: RL Zoo's sampler for the algorithm that is extended
     :param trial: Optuna's trial
-    :param n_actions: dimensions of a continuous action
-    :param n_envs: number of environments
-    :param additional_args: as for ``sample_base_params``
+    :param args: as for ``sample_base_params``
     :return: hyperparameters, to update the configured ones
     """
-    hyperparams = sample_base_params(trial, n_actions, n_envs, additional_args)
+    hyperparams = sample_base_params(trial, *args)
     # The update is not deep: without this line, it would drop the configured features extractor
     configured = configured_hyperparams.get({}).get("policy_kwargs") or {}
     hyperparams["policy_kwargs"] = {**configured, **hyperparams["policy_kwargs"]}
@@ -50,9 +46,7 @@ def sample_with_configured_policy(
 def sample_seer_params(
     sample_base_params: Callable[..., dict[str, Any]],
     trial: "optuna.Trial",
-    n_actions: int,
-    n_envs: int,
-    additional_args: dict[str, Any],
+    *args: Any,
 ) -> dict[str, Any]:
     """
     Sampler for the hyperparameters of a SEER algorithm.
@@ -64,13 +58,11 @@ def sample_seer_params(
 
     :param sample_base_params: RL Zoo's sampler for the algorithm that is extended
     :param trial: Optuna's trial
-    :param n_actions: dimensions of a continuous action
-    :param n_envs: number of environments
-    :param additional_args: as for ``sample_base_params``
+    :param args: as for ``sample_base_params``
     :return: hyperparameters, to update the configured ones
     """
     configured = configured_hyperparams.get({})
-    hyperparams = sample_with_configured_policy(sample_base_params, trial, n_actions, n_envs, additional_args)
+    hyperparams = sample_with_configured_policy(sample_base_params, trial, *args)
 
     if configured.get("freeze_after", 0.2) not in (None, "auto"):
         hyperparams["freeze_after"] = trial.suggest_float("freeze_after", 0.05, 0.6, step=0.05)

@@ -1,8 +1,8 @@
 """
 ``freeze_after="auto"``: freeze once the encoder has nearly stopped changing, and gets no better at the dynamics.
 
-Both are measured with linear maps between latents, on transitions of the replay buffer. How far the weights move would
-not say it: a layer can change a lot and mean the same to the layer after it.
+Both are measured with linear maps between latents, on transitions of the replay buffer. The distance
+between weights is no measure of this: a layer can change a lot and still compute the same.
 """
 
 import copy

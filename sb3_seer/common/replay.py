@@ -209,7 +209,7 @@ class LatentReplayBuffer(ReplayBuffer):
         before = store.newest, store.size
         try:
             store.add(frames, next_frames, dones, continues)
-        finally:  # Ctrl-C at this point must not part the rows from their observations for good
+        finally:  # after Ctrl-C in store.add(), rows must still belong to their observations
             if (store.newest, store.size) != before:
                 self.n_valid += not self.full
                 self.pos = (row + 1) % self.buffer_size
