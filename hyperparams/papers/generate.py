@@ -70,6 +70,12 @@ def small_shifted_images(env_id: str, block: Block) -> Block:
     return block | dict(env_wrapper=[repeat, pixels], augmentation_kwargs=dict(pad=2), buffer_size=buffer_size)
 
 
+def small_sac(env_id: str, block: Block) -> Block:
+    """As above. From images of this size, cartpole was learned sooner with returns of one step than of three."""
+    n_steps = 1 if "cartpole" in env_id else block["n_steps"]
+    return small_shifted_images(env_id, block) | dict(n_steps=n_steps)
+
+
 def batch_size(size: int) -> Callable[[str, Block], Block]:
     return lambda env_id, block: never_frozen(env_id, block) | dict(batch_size=size)
 
@@ -119,9 +125,7 @@ EXPERIMENTS = {
     "curl_seer_half_resolution": Experiment("CURL + SEER with half the resolution: figure 9", CURL, half_resolution),
     "curl_seer_small_buffer": Experiment("CURL + SEER with a small buffer: figure 5", CURL, small_buffer),
     "sac_seer_half_resolution": Experiment("SAC + SEER with half the resolution: figure 9", SAC, half_resolution),
-    "sac_seer_small_images": Experiment(
-        "The agents of sac_seer.yml on 50x50 pixels", "sac_seer.yml", small_shifted_images, DM_CONTROL
-    ),
+    "sac_seer_small_images": Experiment("The agents of sac_seer.yml on 50x50 pixels", "sac_seer.yml", small_sac, DM_CONTROL),
     "td3_seer_small_images": Experiment(
         "DrQ-v2, the agents of td3_seer.yml, on 50x50 pixels", "td3_seer.yml", small_shifted_images, DM_CONTROL[:-1]
     ),
