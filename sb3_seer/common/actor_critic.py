@@ -8,7 +8,7 @@ loss             trains                       ends
 ===============  ===========================  =================================================================
 the critic's     trunk, its projection, head  (``encode_batch`` gives the critic latents with their graph)
 the actor's      its projection, head         at the trunk (``_encode``), or at latents that are the critic's
-                                              (``LatentActor``)
+                                              (``LatentActor``); at convolutions in the head (``freeze_at``)
 ... in critics   nothing                      at the latents (``LatentCritic``)
 next values      nothing                      no graph (``encode_batch``)
 ===============  ===========================  =================================================================
