@@ -89,7 +89,7 @@ def in_turn(functions: Mapping[str, Callable[[], object]], repetitions: int, in_
     """
     :param functions: what to call, by name
     :param repetitions: how often, at least ``in_a_row``
-    :param in_a_row: consecutive calls of one function; the order of the functions is drawn anew for each round
+    :param in_a_row: consecutive calls of one function; each round has the functions in another random order
     :return: median seconds of a call of each: the median over the rows of their mean
     """
 
