@@ -162,6 +162,8 @@ class StubEncoder:
     :param latent_shape: (N, L)
     """
 
+    device = th.device("cpu")
+
     def __init__(self, image_shape: tuple[int, int, int], latent_shape: tuple[int, int] = (2, 2)):
         self.image_shape, self.latent_shape = image_shape, latent_shape
         self.n_inputs: list[int] = []  # of each call

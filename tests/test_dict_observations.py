@@ -94,6 +94,8 @@ class DictStream(Stream):
 class DictStubEncoder:
     """A stub encoder for each image, their latents side by side."""
 
+    device = th.device("cpu")
+
     def __init__(self, shapes: dict[str, tuple[int, int, int]]):
         self.encoders = {key: StubEncoder(shape) for key, shape in shapes.items()}
         self.latent_shape = (2, 2 * len(shapes))

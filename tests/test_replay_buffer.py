@@ -608,6 +608,22 @@ def test_a_pickled_buffer_goes_on_exactly(stage: str) -> None:
     assert all(map(th.equal, *batches))
 
 
+@pytest.mark.parametrize("stage", ["images", "latents"])
+def test_samples_go_to_the_device_that_the_buffer_was_given_last(stage: str) -> None:
+    """SB3 sets ``device`` where a pickled buffer is loaded on another machine."""
+    oracle = make_oracle(8, views=0.0)
+    oracle.add(8)
+    if stage == "latents":
+        oracle.buffer.to_latents()
+    oracle.buffer.device = th.device("meta")
+    samples = oracle.buffer.sample(2)
+    observations = [samples.observations, samples.next_observations]
+    if stage == "latents":
+        observations = [part.values for part in observations]
+    for tensor in (*observations, samples.actions, samples.rewards, samples.dones):
+        assert tensor.device.type == "meta"
+
+
 def test_a_pickled_latent_buffer_asks_for_its_encoder() -> None:
     oracle = make_oracle()
     oracle.add(5)

@@ -92,7 +92,7 @@ class ObservationEncoder:
     The policy, which computes the latents, is set later (a buffer is made before it) and is not pickled.
 
     :param images: spaces of the images, by key
-    :param device: PyTorch device
+    :param device: PyTorch device of the augmentation
     :param n_augmentations: latents of an image, each from another augmentation (K)
     :param augmentation: maps images of shape ``(batch_size, C, H, W)`` to ``(batch_size, C, h, w)``, same dtype
     :param latent_dtype: of the stored numbers
@@ -113,7 +113,6 @@ class ObservationEncoder:
             raise ValueError(f"`latent_dtype` must be one of {', '.join(map(repr, LATENT_DTYPES))}, got {latent_dtype!r}")
         # (height, width) of augmented images, by key, where they differ from the images
         self.image_size = augmented_sizes(augmentation, images, device)
-        self.device = device
         self.n_augmentations, self.augmentation = n_augmentations, augmentation
         # None until the range of uint8 is known
         self.codec = None if latent_dtype == "uint8" else LatentCodec(latent_dtype)
@@ -138,13 +137,12 @@ class ObservationEncoder:
     def policy(self, policy: SEERPolicy) -> None:
         self._policy = policy
 
-    def augment(self, observations: Observations, n_views: int = 1) -> PyTorchObs:
+    def augment(self, images: PyTorchObs, n_views: int = 1) -> PyTorchObs:
         """
-        :param observations: batch of images; of ``Dict`` observations, by key
+        :param images: batch of images; of ``Dict`` observations, by key
         :param n_views: augmented images of each
-        :return: augmented images on the device; view v begins at ``v * batch_size``
+        :return: augmented images; view v begins at ``v * batch_size``
         """
-        images = self._to_tensors(observations)
         if self.augmentation is None:
             return images
         if n_views > 1:
@@ -174,14 +172,6 @@ class ObservationEncoder:
         self.n_clipped += n_clipped
         return stored.reshape(-1, self.n_augmentations, *stored.shape[1:])
 
-    def decode(self, stored: np.ndarray) -> th.Tensor:
-        """
-        :param stored: what is stored, shape ``(batch_size, N, L)``
-        :return: float32 latents on the device, same shape
-        """
-        assert self.codec is not None
-        return self.codec.decode(th.as_tensor(stored, device=self.device))
-
     def fit_codec(self, batches: Iterable[Observations]) -> None:
         """
         Find the range of uint8 latents.
@@ -207,4 +197,4 @@ class ObservationEncoder:
             return map_parts(self.augmentation, copies)
 
     def _to_tensors(self, observations: Observations) -> PyTorchObs:
-        return map_parts(lambda part: th.as_tensor(part, device=self.device), observations)
+        return map_parts(lambda part: th.as_tensor(part, device=self.policy.device), observations)

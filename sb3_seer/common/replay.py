@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
 from sb3_seer.common.memory import MemoryPlan
-from sb3_seer.common.observations import ObservationLayout
+from sb3_seer.common.observations import ObservationLayout, map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
 from sb3_seer.common.storage import ImageStore, LatentStore, images_to_latents
@@ -409,11 +409,17 @@ class LatentReplayBuffer(ReplayBuffer):
             slots, last_slots, envs = (np.tile(array, n_views) for array in (slots, last_slots, envs))
         # The same copy of both, as in the authors' code
         stored = store.latents(slots, envs, copies), store.next_latents(last_slots, envs, copies)
-        return self.encoder.decode(stored[0]), self.encoder.decode(stored[1])
+        return self._decode(stored[0]), self._decode(stored[1])
+
+    def _decode(self, stored: np.ndarray) -> th.Tensor:
+        """:return: float32 latents of these stored numbers, same shape"""
+        assert self.encoder.codec is not None
+        return self.encoder.codec.decode(self.to_torch(stored, copy=False))
 
     def _augment(self, frames: np.ndarray, n_views: int) -> Any:
         """:return: augmented images of these bytes"""
-        return self.encoder.augment(self.layout.to_images(frames), n_views)
+        images = map_parts(lambda part: self.to_torch(part, copy=False), self.layout.to_images(frames))
+        return self.encoder.augment(images, n_views)
 
     def _vectors(self, rows: np.ndarray, envs: np.ndarray, which: int, env: VecNormalize | None, n_views: int) -> TensorDict:
         """:return: keys without images, of the observations (``which`` 0) or of the next ones (1)"""
@@ -609,8 +615,8 @@ class LatentsDataset(Dataset[dict[str, th.Tensor]]):
         place = np.full(n_copies, slot), np.full(n_copies, env), np.arange(n_copies)
         timeout = buffer.timeouts[row, env]
         item: dict[str, Any] = dict(
-            latents=buffer.encoder.decode(store.latents(*place)),
-            next_latents=buffer.encoder.decode(store.next_latents(*place)),
+            latents=buffer._decode(store.latents(*place)),
+            next_latents=buffer._decode(store.next_latents(*place)),
             actions=buffer.to_torch(buffer.actions[row, env]),
             rewards=buffer.to_torch(buffer.rewards[row, env]),
             dones=buffer.to_torch(buffer.dones[row, env] * (1 - timeout)),
