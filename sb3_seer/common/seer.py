@@ -274,8 +274,6 @@ class SEERMixin(OffPolicyAlgorithm):
             max_latent_buffer_size=self.max_latent_buffer_size,
             **{**kwargs, **self.replay_buffer_kwargs, **overrides},
         )
-        if buffer.priorities is not None:
-            buffer.priorities.progress_remaining = self._current_progress_remaining
         if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
             buffer.encoder.codec = self._latent_codec
         return buffer
@@ -441,15 +439,12 @@ class SEERMixin(OffPolicyAlgorithm):
         finally:
             buffer.encode_batch = None
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        if is_prioritized(self.replay_buffer):
-            self.replay_buffer.priorities.progress_remaining = self._current_progress_remaining
-
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         # Each train() begins with this call
         super()._update_learning_rate(optimizers)
         zero_subnormals(self, optimizers)
+        if is_prioritized(self.replay_buffer):
+            self.replay_buffer.priorities.progress_remaining = self._current_progress_remaining
         if getattr(self.policy, "has_loaded_weights", False):
             self._check_latents()
 

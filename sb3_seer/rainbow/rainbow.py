@@ -145,15 +145,12 @@ class Rainbow(WeightedUpdates, DQN):
             kwargs["prioritized"] = True
         return kwargs
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        replay_buffer: Any = self.replay_buffer
-        if is_prioritized(replay_buffer):
-            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
-
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
         zero_subnormals(self, optimizers)
+        replay_buffer: Any = self.replay_buffer
+        if is_prioritized(replay_buffer):
+            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
