@@ -1,6 +1,7 @@
 """What makes an update fast changes nothing of it; and what does change it, the encoder in bfloat16, by how much."""
 
 import copy
+import warnings
 
 import pytest
 import torch as th
@@ -10,6 +11,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 
 from benchmarks import speed
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, DataEfficientCNN, PixelEncoder, SEERRainbow
+from sb3_seer.common import seer
 from sb3_seer.common.encoders import FlattenPixels
 from sb3_seer.common.extractors import split
 from sb3_seer.common.policies import preprocess_images
@@ -175,6 +177,16 @@ def test_a_bfloat16_encoder_trains_freezes_saves_and_loads(algorithm, tmp_path):
     assert loaded.policy.encoder_dtype == "bfloat16"
     assert_same(encoder_state(loaded), encoder_state(model))
     th.testing.assert_close(loaded.encode(model._last_obs), model.encode(model._last_obs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_cpu_without_bfloat16_is_warned_of(is_fast, monkeypatch):
+    monkeypatch.setattr(seer, "multiplies_bfloat16", lambda: is_fast)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        in_bfloat16(SEERDQN, TinyEncoder, freeze_after=None)
+    messages = [str(warning.message) for warning in caught if "bfloat16" in str(warning.message)]
+    assert messages == [] if is_fast else len(messages) == 1 and "several times slower" in messages[0]
 
 
 def test_another_dtype_of_the_encoder_is_refused():

@@ -170,8 +170,8 @@ class SEERPolicy(BasePolicy):
     :param image_size: (height, width) of augmented images that are smaller than the observations, by key (``""`` if the
         space is not a ``Dict``)
     :param encoder_dtype: ``"float32"``, or ``"bfloat16"`` to run the encoder on bfloat16 images in PyTorch's autocast: faster
-        where the hardware has instructions for it (AMX or AVX-512 of recent x86 processors, recent GPUs). Weights, heads,
-        losses and stored latents stay in float32
+        where the hardware has instructions for it (AMX or AVX-512 of recent x86 processors, recent GPUs), many times slower on
+        other CPUs. Weights, heads, losses and stored latents stay in float32
     :raises ValueError: for another ``encoder_dtype``
     """
 

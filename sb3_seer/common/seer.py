@@ -27,7 +27,7 @@ from sb3_seer.common.flops import FlopsCallback, find_passes
 from sb3_seer.common.observations import find_n_stack, image_spaces
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, is_prioritized
-from sb3_seer.common.process import return_freed_memory, zero_subnormals
+from sb3_seer.common.process import multiplies_bfloat16, return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
@@ -143,6 +143,8 @@ class SEERMixin(OffPolicyAlgorithm):
             # SB3 does not know that the buffer was given its n_steps
             warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
             super()._setup_model()
+        if self.policy.encoder_dtype == "bfloat16" and self.device.type == "cpu" and not multiplies_bfloat16():
+            warn('encoder_dtype="bfloat16" is several times slower than "float32" on a CPU without instructions for it')
         if self.pretrained_encoder is not None and not self._pretrained:
             load_pretrained(self.policy, self.pretrained_encoder, self.pretrained_part)
             self._pretrained = True
