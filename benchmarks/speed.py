@@ -5,7 +5,7 @@ freeze.
     python -m benchmarks.speed [--quick] [--threads 2] [--device auto] [--whole-run] [--json speed.json]
 
 Each agent runs in its own process, as it does for its user, and all of a table are measured in turn, in the same run.
-Our programs call ``tune_process()``, so the processes of SEER agents do.
+Our programs call ``tune_process()``, so the processes of SEER agents and of ``Rainbow`` do.
 The frames are noise, in the sizes of the papers: control is 9x84x84 pixels (ours a random crop of 100x100, K = 4), batches
 of 128, two hidden layers of 1024, 6 actions; Atari is 4x84x84 pixels, batches of 32, 18 actions. The environment step, and
 with --whole-run (hours) the training, are of dm_control's cartpole-swingup.
@@ -86,7 +86,7 @@ def filled(model: OffPolicyAlgorithm, freeze: bool = False) -> Callable[[], None
     :param freeze: whether to freeze its encoder
     :return: one gradient step of it, with a buffer of random actions
     """
-    if isinstance(model, SEERMixin):
+    if isinstance(model, SEERMixin | Rainbow):
         tune_process()
     model.learning_starts = N_TRANSITIONS + 1
     model.learn(N_TRANSITIONS)
