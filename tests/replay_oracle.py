@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_seer.common.buffer_file import load_buffer, save_buffer
-from sb3_seer.common.observations import crop_to_middle
+from sb3_seer.common.observations import crop_to_middle, map_parts
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
 
@@ -79,6 +79,47 @@ class Stream:
         return step
 
 
+class DictStream(Stream):
+    """Two images of different sizes and dtypes, and three other keys."""
+
+    def __init__(self, rng: np.random.RandomState, n_stack: int, padding: str, dtype: str):
+        self.images = dict(
+            image=Stream(rng, n_stack, padding, (1, 6, 6)),
+            map=Stream(rng, n_stack, padding, (2, 7, 5), dtype),
+        )
+        super().__init__(rng, n_stack, padding)
+
+    def observe(self) -> Any:
+        return dict(
+            {key: stream.obs for key, stream in self.images.items()},
+            vector=self.rng.randn(2),
+            level=np.int64(self.rng.randint(3)),
+            flags=self.rng.randint(2, size=4).astype(np.int8),
+        )
+
+    def reset(self) -> Any:
+        # Some resets show in the other keys only
+        if self.rng.rand() < 0.7:
+            for stream in self.images.values():
+                stream.obs = stream.reset()
+        return self.observe()
+
+    def next(self) -> Any:
+        for stream in self.images.values():
+            stream.obs = stream.next()
+        return self.observe()
+
+
+def batch_of(observations: list[Any]) -> Any:
+    """:return: a batch of observations as SB3 hands it on"""
+    return map_parts(lambda *parts: np.stack(parts), *observations)
+
+
+def by_key(observations: Any) -> dict[str, Any]:
+    """:return: parts of observations, under "" where they have no keys"""
+    return observations if isinstance(observations, dict) else {"": observations}
+
+
 class Oracle:
     """
     Adds the steps of some streams to a buffer, and remembers the last ones that it must hold.
@@ -115,8 +156,8 @@ class Oracle:
             # All that was held, and this: a ring that has just grown forgets nothing until it is full again
             self.n_held = min(self.n_held + 1, self.buffer.buffer_size)
 
-    def batch(self, observations: list[np.ndarray]) -> np.ndarray:
-        stacked = np.stack(observations)
+    def batch(self, observations: list[Any]) -> Any:
+        stacked = batch_of(observations)
         if self.rng.rand() < self.views:
             channels_last = np.ascontiguousarray(stacked.transpose(0, 2, 3, 1))
             if self.rng.rand() < 0.2:  # what is left of images with one channel more
@@ -143,7 +184,8 @@ class Oracle:
             total += gamma**i * step["reward"]
             if step["done"] or step["timeout"] or start + i + 1 == len(self.steps):
                 break
-            if not np.array_equal(step["next_obs"], self.steps[start + i + 1][env]["obs"]):
+            next_parts, parts = by_key(step["next_obs"]), by_key(self.steps[start + i + 1][env]["obs"])
+            if not all(np.array_equal(part, parts[key]) for key, part in next_parts.items()):
                 break
         return dict(
             obs=self.steps[start][env]["obs"],
@@ -181,6 +223,29 @@ class StubEncoder:
 
     def cache_latents(self, images: np.ndarray, latents: th.Tensor) -> None:
         self.cached = th.as_tensor(images).clone(), latents
+
+    def encoder_fingerprint(self) -> str:
+        return "stub"
+
+
+class DictStubEncoder:
+    """A stub encoder for each image, their latents side by side."""
+
+    device = th.device("cpu")
+
+    def __init__(self, shapes: dict[str, tuple[int, int, int]]):
+        self.encoders = {key: StubEncoder(shape) for key, shape in shapes.items()}
+        self.latent_shape = (2, 2 * len(shapes))
+
+    def center_crop(self, images: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+        return {key: self.encoders[key].center_crop(part) for key, part in images.items()}
+
+    def encode(self, images: dict[str, th.Tensor]) -> th.Tensor:
+        assert set(images) == set(self.encoders)
+        return th.cat([encoder.encode(images[key]) for key, encoder in self.encoders.items()], dim=2)
+
+    def cache_latents(self, images: dict[str, th.Tensor], latents: th.Tensor) -> None:
+        assert set(images) == set(self.encoders)
 
     def encoder_fingerprint(self) -> str:
         return "stub"
@@ -226,10 +291,17 @@ def make_oracle(
     seed: int = 0,
     dtype: str = "uint8",
     views: float = 0.0,
+    is_dict: bool = False,
     **kwargs: Any,
 ) -> Oracle:
     """:return: an oracle around an empty buffer that has a stub encoder"""
-    space = image_space(n_stack, dtype=dtype)
+    if is_dict:
+        images = dict(image=image_space(n_stack, (1, 6, 6)), map=image_space(n_stack, (2, 7, 5), dtype))
+        others = dict(vector=spaces.Box(-9, 9, (2,), np.float64), level=spaces.Discrete(3), flags=spaces.MultiBinary(4))
+        space: Any = spaces.Dict({**images, **others})
+    else:
+        images = {"": image_space(n_stack, dtype=dtype)}
+        space = images[""]
     augmentation = CycledCrop(n_augmentations) if crop else None
     buffer = LatentReplayBuffer(
         buffer_size,
@@ -243,11 +315,15 @@ def make_oracle(
         augmentation=augmentation,
         **kwargs,
     )
-    n_channels, size, _ = space.shape
-    size -= n_augmentations if crop else 0
-    buffer.set_encoder(StubEncoder((n_channels, size, size)))
+    # The crops are square, and as much narrower than the images as there are crops
+    shapes: Any = {
+        key: (box.shape[0], *2 * (box.shape[2] - n_augmentations,)) if crop else box.shape for key, box in images.items()
+    }
+    encoder: Any = DictStubEncoder(shapes) if is_dict else StubEncoder(shapes[""])
+    buffer.set_encoder(encoder)
     rng = np.random.RandomState(seed)
-    return Oracle(buffer, [Stream(rng, n_stack, padding, dtype=dtype) for _ in range(n_envs)], views)
+    make_stream = DictStream if is_dict else Stream
+    return Oracle(buffer, [make_stream(rng, n_stack, padding, dtype=dtype) for _ in range(n_envs)], views)
 
 
 def sample_all(buffer: LatentReplayBuffer, which: int = 0) -> Any:
@@ -298,23 +374,28 @@ def check(oracle: Oracle) -> None:
         names = samples.actions[:, 0].long().tolist()
         assert len(names) == len(set(names)) and set(names) == oracle.names()
         wanted = [oracle.expected(name, buffer.n_steps, GAMMA) for name in names]
-        for key, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
-            images = [step[key] for step in wanted]
+        for name, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
+            parts = by_key(batch_of([step[name] for step in wanted]))
+            images = {key: part for key, part in parts.items() if part.ndim == 4}
+            if buffer.encoder.augmentation is not None:
+                for key, part in images.items():
+                    copies = [which] * len(part) if buffer.stage == "latents" else range(len(part))
+                    images[key] = np.stack([buffer.encoder.augmentation.crop(o, i) for o, i in zip(part, copies, strict=True)])
             if buffer.stage == "latents":
                 assert isinstance(got, Latents)
                 # A stored latent equals encode(augmented image)
-                crops = (
-                    images
-                    if buffer.encoder.augmentation is None
-                    else [buffer.encoder.augmentation.crop(o, which) for o in images]
-                )
-                np.testing.assert_array_equal(got.values, buffer.encoder.policy.encode(th.as_tensor(np.stack(crops))))
-            elif buffer.encoder.augmentation is not None:
-                crops = [buffer.encoder.augmentation.crop(o, i) for i, o in enumerate(images)]
-                np.testing.assert_array_equal(got, np.stack(crops))
+                tensors = {key: th.as_tensor(part) for key, part in images.items()}
+                np.testing.assert_array_equal(got.values, buffer.encoder.policy.encode(tensors.get("", tensors)))
+                got = got.vector_obs
             else:
-                assert got.dtype == th.as_tensor(images[0]).dtype
-                np.testing.assert_array_equal(got, np.stack(images))
+                got = dict(by_key(got))
+                for key, part in images.items():
+                    np.testing.assert_array_equal(got.pop(key), part, strict=True)
+            assert set(got) == set(parts) - set(images)
+            for key, tensor in got.items():
+                part = parts[key].reshape(len(names), -1)  # SB3 samples a number as an array of one
+                expected = part.astype(np.float32) if part.dtype == np.float64 else part
+                np.testing.assert_array_equal(tensor.numpy(), expected, strict=True)
         np.testing.assert_array_equal(samples.dones[:, 0], [step["done"] for step in wanted])
         np.testing.assert_array_equal(samples.rewards[:, 0], [step["reward"] for step in wanted])
         if buffer.n_steps == 1:

@@ -9,8 +9,6 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import FilterObservation
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.env_util import make_vec_env
@@ -35,179 +33,7 @@ from tests.dict_helpers import (
     make_model,
 )
 from tests.helpers import ALGORITHMS, LightEnv, assert_same, is_continuous, train_on
-from tests.replay_oracle import GAMMA, CycledCrop, Oracle, Stream, StubEncoder, image_space, name_space, pickled, sample_all
-
-# ---- the replay buffer, against a naive oracle ----
-
-
-class Observation(dict):
-    """An observation that numpy compares and stacks as one object."""
-
-    def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Observation)
-        return all(np.array_equal(part, other[key]) for key, part in self.items())
-
-
-def by_key(observations: Any) -> dict[str, np.ndarray]:
-    """:return: a batch of observations as SB3 hands it on"""
-    return {key: np.stack([observation[key] for observation in observations]) for key in (*IMAGES, *OTHERS)}
-
-
-class DictBuffer(LatentReplayBuffer):
-    """Takes the observations of an ``Oracle``, which knows no keys."""
-
-    def add(self, obs: Any, next_obs: Any, *args: Any) -> None:
-        super().add(by_key(obs), by_key(next_obs), *args)
-
-
-class DictStream(Stream):
-    """Two images of different sizes and dtypes, and three other keys."""
-
-    def __init__(self, rng: np.random.RandomState, n_stack: int, padding: str, dtype: str):
-        self.images = dict(
-            image=Stream(rng, n_stack, padding, (1, 6, 6)),
-            map=Stream(rng, n_stack, padding, (2, 7, 5), dtype),
-        )
-        super().__init__(rng, n_stack, padding)
-
-    def observe(self) -> Any:
-        return Observation(
-            {key: stream.obs for key, stream in self.images.items()},
-            vector=self.rng.randn(2),
-            level=np.int64(self.rng.randint(3)),
-            flags=self.rng.randint(2, size=4).astype(np.int8),
-        )
-
-    def reset(self) -> Any:
-        # Some resets show in the other keys only
-        if self.rng.rand() < 0.7:
-            for stream in self.images.values():
-                stream.obs = stream.reset()
-        return self.observe()
-
-    def next(self) -> Any:
-        for stream in self.images.values():
-            stream.obs = stream.next()
-        return self.observe()
-
-
-class DictStubEncoder:
-    """A stub encoder for each image, their latents side by side."""
-
-    device = th.device("cpu")
-
-    def __init__(self, shapes: dict[str, tuple[int, int, int]]):
-        self.encoders = {key: StubEncoder(shape) for key, shape in shapes.items()}
-        self.latent_shape = (2, 2 * len(shapes))
-
-    def center_crop(self, images: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
-        return {key: self.encoders[key].center_crop(part) for key, part in images.items()}
-
-    def encode(self, images: dict[str, th.Tensor]) -> th.Tensor:
-        assert set(images) == set(self.encoders)
-        return th.cat([encoder.encode(images[key]) for key, encoder in self.encoders.items()], dim=2)
-
-    def cache_latents(self, images: dict[str, th.Tensor], latents: th.Tensor) -> None:
-        assert set(images) == set(self.encoders)
-
-    def encoder_fingerprint(self) -> str:
-        return "stub"
-
-
-def make_oracle(
-    buffer_size: int = 24,
-    n_envs: int = 1,
-    n_stack: int = 2,
-    padding: str = "zeros",
-    n_augmentations: int = 1,
-    crop: bool = False,
-    dtype: str = "uint8",
-    seed: int = 0,
-    **kwargs: Any,
-) -> Oracle:
-    """:return: an oracle around an empty buffer that has a stub encoder"""
-    images = dict(image=image_space(n_stack, (1, 6, 6)), map=image_space(n_stack, (2, 7, 5), dtype))
-    space = spaces.Dict(
-        **images, vector=spaces.Box(-9, 9, (2,), np.float64), level=spaces.Discrete(3), flags=spaces.MultiBinary(4)
-    )
-    augmentation = CycledCrop(n_augmentations) if crop else None
-    buffer = DictBuffer(
-        buffer_size, space, name_space(), device="cpu", n_envs=n_envs, n_stack=n_stack, gamma=GAMMA,
-        n_augmentations=n_augmentations, augmentation=augmentation, **kwargs,
-    )  # fmt: skip
-    # The crops are square, and as much narrower than the images as there are crops
-    shapes: Any = {
-        key: (box.shape[0], *2 * (box.shape[2] - n_augmentations,)) if crop else box.shape for key, box in images.items()
-    }
-    buffer.set_encoder(DictStubEncoder(shapes))
-    rng = np.random.RandomState(seed)
-    return Oracle(buffer, [DictStream(rng, n_stack, padding, dtype) for _ in range(n_envs)])
-
-
-def check(oracle: Oracle) -> None:
-    """The buffer holds the last transitions, all of them, each as it was added."""
-    buffer = oracle.buffer
-    latents = buffer.stage == "latents"
-    assert buffer.size() == oracle.n_held
-    for copy_index in range(buffer.encoder.n_augmentations if latents else 1):
-        samples = sample_all(buffer, copy_index)
-        names = samples.actions[:, 0].long().tolist()
-        assert len(names) == len(set(names)) and set(names) == oracle.names()
-        wanted = [oracle.expected(name, buffer.n_steps, GAMMA) for name in names]
-        for which, got in (("obs", samples.observations), ("next_obs", samples.next_observations)):
-            parts = by_key([step[which] for step in wanted])
-            images = {key: parts[key] for key in IMAGES}
-            if buffer.encoder.augmentation is not None:
-                for key, part in images.items():
-                    crops = [buffer.encoder.augmentation.crop(o, copy_index if latents else i) for i, o in enumerate(part)]
-                    images[key] = np.stack(crops)
-            if latents:
-                assert isinstance(got, Latents)
-                tensors = {key: th.as_tensor(part) for key, part in images.items()}
-                np.testing.assert_array_equal(got.values, buffer.encoder.policy.encode(tensors))
-                got = got.vector_obs
-            else:
-                for key, part in images.items():
-                    np.testing.assert_array_equal(got.pop(key).numpy(), part, strict=True)
-            assert set(got) == set(OTHERS)
-            np.testing.assert_array_equal(got["vector"].numpy(), parts["vector"].astype(np.float32), strict=True)
-            np.testing.assert_array_equal(got["level"].numpy(), parts["level"][:, None], strict=True)
-            np.testing.assert_array_equal(got["flags"].numpy(), parts["flags"], strict=True)
-        np.testing.assert_array_equal(samples.dones[:, 0], [step["done"] for step in wanted])
-        np.testing.assert_array_equal(samples.rewards[:, 0], [step["reward"] for step in wanted])
-        if buffer.n_steps > 1:
-            np.testing.assert_array_equal(samples.discounts[:, 0], [step["discount"] for step in wanted])
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_what_is_sampled_is_what_was_added(data: st.DataObject) -> None:
-    """Invariants 3, 6 and 7, by any sequence of additions, saves, and perhaps a freeze."""
-    n_augmentations = data.draw(st.sampled_from([1, 1, 2, 3]), label="n_augmentations")
-    oracle = make_oracle(
-        buffer_size=data.draw(st.integers(1, 40), label="buffer_size"),
-        n_envs=data.draw(st.sampled_from([1, 3]), label="n_envs"),
-        n_stack=data.draw(st.sampled_from([1, 2, 3]), label="n_stack"),
-        padding=data.draw(st.sampled_from(["zeros", "repeat", "broken"]), label="padding"),
-        n_steps=data.draw(st.sampled_from([1, 3]), label="n_steps"),
-        n_augmentations=n_augmentations,
-        crop=n_augmentations > 1,
-        dtype=data.draw(st.sampled_from(["uint8", "float32"]), label="dtype"),
-        seed=data.draw(st.integers(0, 10**6), label="seed"),
-    )
-    actions = st.sampled_from(["add", "add", "add", "save", "freeze", "clear"])
-    for action in data.draw(st.lists(actions, max_size=8), label="actions"):
-        if action == "add":
-            oracle.add(data.draw(st.integers(1, 30), label="steps"))
-        elif action == "save":
-            pickled(oracle)
-        elif action == "freeze":
-            oracle.buffer.to_latents()
-        else:
-            oracle.clear()
-        if oracle.n_held:
-            check(oracle)
-
+from tests.replay_oracle import GAMMA, batch_of
 
 # ---- agents ----
 
@@ -386,7 +212,7 @@ def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, si
     model.learn(30)
     model.observation_space.seed(0)
     singles = [model.observation_space.sample() for _ in range(5)]
-    observations = by_key(singles)
+    observations = batch_of(singles)
     n_latents = 2 if is_continuous(algorithm) and extractor is TinyDictEncoder else 1
     latent_dim = 8 if extractor is TinyDictEncoder else 2 * 8
 

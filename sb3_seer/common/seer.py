@@ -276,6 +276,8 @@ class SEERMixin(OffPolicyAlgorithm):
             max_latent_buffer_size=self.max_latent_buffer_size,
             **{**kwargs, **self.replay_buffer_kwargs, **overrides},
         )
+        if buffer.priorities is not None:
+            buffer.priorities.progress_remaining = self._current_progress_remaining
         if self._latent_codec is not None and self._latent_codec.dtype == self.latent_dtype:
             buffer.encoder.codec = self._latent_codec
         return buffer
