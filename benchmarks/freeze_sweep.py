@@ -11,6 +11,7 @@ Anything else is a training of RL Zoo (algorithm, environment, more arguments), 
 
 import argparse
 import csv
+import hashlib
 import io
 import shlex
 import shutil
@@ -71,8 +72,9 @@ def sweep_small(task: str, seed: int) -> Iterator[Row]:
 
 def sweep_zoo(task: str, seed: int, params: list[str], folder: Path) -> Iterator[Row]:
     algo, env, *arguments = shlex.split(task)
+    settings = hashlib.sha256(shlex.join([*arguments, *params]).encode()).hexdigest()[:8]
     for freeze_after in (None, *FRACTIONS, "auto"):
-        logs = folder / f"{algo}_{env.replace('/', '-')}_freeze_{freeze_after}_seed_{seed}"
+        logs = folder / f"{algo}_{env.replace('/', '-')}_{settings}_freeze_{freeze_after}_seed_{seed}"
         running = logs.with_name(f"{logs.name}_running")
         if not logs.exists():
             shutil.rmtree(running, ignore_errors=True)
@@ -104,14 +106,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("freeze_sweep"), help="of .csv, .png and a folder of logs")
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for task, seed in ((task, seed) for task in args.tasks for seed in args.seeds):
         for row in sweep_small(task, seed) if task in STEPS else sweep_zoo(task, seed, args.params, args.output):
             print(*row, sep=",", flush=True)
             rows.append(row)
-            with args.output.with_suffix(".csv").open("w", newline="") as file:
+            with open(f"{args.output}.csv", "w", newline="") as file:
                 csv.writer(file).writerows([Row._fields, *rows])
-    plot(rows).savefig(args.output.with_suffix(".png"), dpi=150)
+    plot(rows).savefig(f"{args.output}.png", dpi=150)
 
 
 if __name__ == "__main__":

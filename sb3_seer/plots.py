@@ -7,7 +7,7 @@ Draw the papers' figures from RL Zoo's log folders: return against steps, floati
 Folders of one algorithm and environment are runs of one curve: their mean, and one standard deviation around it. Runs with
 ``-conf`` have a curve with the name of that file (after the algorithm's, if several were given it). A dotted line of the same
 colour marks the freeze. A folder must have the ``evaluations.npz`` of an ``EvalCallback``, which ``python -m rl_zoo3.train``
-writes unless ``--eval-freq`` is negative.
+writes unless ``--eval-freq`` is negative or larger than the training.
 
 Operations, time and the freeze come from the ``flops.csv`` that a :class:`~sb3_seer.common.flops.FlopsCallback` writes beside
 it, as each SEER algorithm does.
@@ -16,6 +16,7 @@ it, as each SEER algorithm does.
 import argparse
 import csv
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,15 +61,18 @@ class Run:
         """
         steps of the evaluations, in ascending order, and mean return of each, both of shape ``(n,)``
 
-        :raises ValueError: if there are none
+        :raises ValueError: if there are none, or if the file is damaged
         """
         if not self.is_evaluated:
             raise ValueError(
                 f"{self.folder} has no evaluations.npz. It must be the log folder of an evaluated run, such as "
                 "logs/<algorithm>/<environment>_<number> of python -m rl_zoo3.train --eval-freq <steps>"
             )
-        with np.load(self.folder / "evaluations.npz") as evaluations:
-            return evaluations["timesteps"], evaluations["results"].mean(axis=1)
+        try:
+            with np.load(self.folder / "evaluations.npz") as evaluations:
+                return evaluations["timesteps"], evaluations["results"].mean(axis=1)
+        except (zipfile.BadZipFile, EOFError) as error:  # EvalCallback was killed while it wrote
+            raise ValueError(f"{self.folder / 'evaluations.npz'} is damaged: {error}") from error
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -83,11 +87,13 @@ class Run:
     @cached_property
     def args(self) -> dict[str, Any]:
         """the arguments of RL Zoo's command, none if it did not write them"""
+        file = self.folder / self.environment / "args.yml"
+        if not file.is_file():
+            return {}
         import yaml
 
-        file = self.folder / self.environment / "args.yml"
         # RL Zoo writes an object of Python, and reads it in the same way
-        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) if file.is_file() else {}
+        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)
 
     @property
     def algorithm(self) -> str:
@@ -196,15 +202,19 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     :raises ValueError: if none has evaluations
     """
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    given = [Run(Path(folder)) for folder in folders]
+    given = [Run(folder) for folder in dict.fromkeys(map(Path, folders))]
     evaluated = [run for run in given if run.is_evaluated] or given[:1]
     if left_out := [str(run.folder) for run in given if run not in evaluated]:
         warn(f"Left out, without evaluations: {', '.join(left_out)}")
     for run in evaluated:
         _ = run.evaluations  # an error now, not when they are drawn
-        if run.args.get("trained_agent"):
+        if run.args.get("trained_agent") and not (run.rows and run.rows[0].flops == 0):
             warn(f"{run.folder} is a training that was resumed with -i: its steps begin at 0 again")
         runs[run.environment, run.name, run.algorithm].append(run)
+    for (environment, name, _), runs_of_one in runs.items():
+        params = [{**(run.args.get("hyperparams") or {}), "callback": None} for run in runs_of_one]
+        if any(some != params[0] for some in params):
+            warn(f"{name} in {environment}: runs with different -params are drawn as one curve. Give each kind its own -conf")
     algorithms: dict[str, set[str]] = defaultdict(set)
     for _, name, algorithm in runs:
         algorithms[name].add(algorithm)

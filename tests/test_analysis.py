@@ -1,5 +1,6 @@
 """What the encoder has learned: the measures, on data whose answer is known, and the commands on a run with checkpoints."""
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack
+from torch import nn
 
-from sb3_seer import SEERDQN, SEERSAC, PixelEncoder, SEERRainbow
+from sb3_seer import SEERDQN, SEERSAC, PixelEncoder, PretrainedEncoder, SEERRainbow
 from sb3_seer.analysis import AnalysedRun, Episodes, debiased_cka, held_out_r2, plot_similarity, spatial_attention, svcca
 from sb3_seer.analysis.__main__ import main
 from sb3_seer.analysis.run import feature_maps, latents, layer_samples, newest_frames
@@ -263,6 +267,24 @@ def test_every_algorithm_has_layers_maps_and_latents(algorithm: type) -> None:
     check_layers(make_model(algorithm, freeze_after=None), (16, 16))
 
 
+def test_an_encoder_in_bfloat16_has_layers_maps_and_latents() -> None:
+    check_layers(make_model(SEERDQN, freeze_after=None, policy_kwargs=dict(encoder_dtype="bfloat16")), (16, 16))
+
+
+def test_of_a_stack_that_is_encoded_frame_by_frame_the_newest_is_shown() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 8))
+    policy_kwargs = dict(
+        features_extractor_class=PretrainedEncoder,
+        features_extractor_kwargs=dict(module=module, mean=[0.0], std=[1.0], n_stack=3),
+    )
+    env = VecFrameStack(make_vec_env(LightEnv), 3)
+    model = SEERDQN("CnnPolicy", env, buffer_size=20, freeze_after=0, policy_kwargs=policy_kwargs, device="cpu")
+    observations = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8)
+    maps = feature_maps(model, observations)
+    expected = module[:2](th.as_tensor(observations)[:, -1:] / 255)
+    np.testing.assert_allclose(maps, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
 def test_of_dict_observations_the_last_image_is_shown(algorithm: type) -> None:
     check_layers(dict_helpers.make_model(algorithm, freeze_after=None), (20, 20))
@@ -283,16 +305,19 @@ def test_packages_that_make_the_environment_known_are_imported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lamps.py").write_text(
-        "import gymnasium as gym\ngym.register('Lamp-v3', gym.spec('DialWithInfo-v0').entry_point)"
+        "import gymnasium as gym\ngiven = []\nmake = gym.spec('DialWithInfo-v0').entry_point\n"
+        "gym.register('Lamp-v3', lambda **kwargs: (given.append(kwargs), make())[1])"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = tmp_path / "sac_seer" / "Lamp-v3_1"
     (mine / "Lamp-v3").mkdir(parents=True)
     (mine / "rl_model_20_steps.zip").symlink_to(folder / "rl_model_20_steps.zip")
-    (mine / "Lamp-v3" / "config.yml").symlink_to(folder / "DialWithInfo-v0" / "config.yml")
+    config = yaml.load((folder / "DialWithInfo-v0" / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    (mine / "Lamp-v3" / "config.yml").write_text(yaml.dump(OrderedDict(config, env_kwargs=dict(brightness=2))))
     args = OrderedDict(env="Lamp-v3", env_kwargs=None, gym_packages=["lamps"])
     (mine / "Lamp-v3" / "args.yml").write_text(yaml.dump(args))
     assert len(AnalysedRun(mine).play(5).actions) == 5
+    assert sys.modules["lamps"].given[0]["brightness"] == 2  # as in the file of hyperparameters
 
 
 # ---- bad input ----

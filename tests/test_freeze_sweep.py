@@ -26,8 +26,8 @@ def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again
         if len(trained) == 3:
             raise KeyboardInterrupt
 
-    def sweep(task: str) -> list[Any]:
-        return [row.mean_return for row in sweep_zoo(task, 0, [], tmp_path)]
+    def sweep(task: str, *params: str) -> list[Any]:
+        return [row.mean_return for row in sweep_zoo(task, 0, list(params), tmp_path)]
 
     monkeypatch.setattr(subprocess, "run", train)
     with pytest.raises(KeyboardInterrupt):
@@ -37,3 +37,6 @@ def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again
     assert sweep("sac_seer my/Two-v0") == [*range(n + 2, 2 * n + 2)]
     assert sweep("sac_seer my/One-v0") == [1, 2, *range(4, n + 2)]
     assert trained == ["my/One-v0"] * (n + 1) + ["my/Two-v0"] * n
+    # Other settings are another training
+    assert sweep("sac_seer my/One-v0", "gamma:0.9") == [*range(2 * n + 2, 3 * n + 2)]
+    assert sweep("sac_seer my/One-v0 -n 9") == [*range(3 * n + 2, 4 * n + 2)]

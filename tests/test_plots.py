@@ -212,15 +212,33 @@ def test_what_cannot_be_drawn_together_is_said(tmp_path: Path) -> None:
             np.savez(folder / "evaluations.npz", timesteps=10 * np.arange(1, n + 1), results=np.ones((n, 2)))
         return folder
 
-    folders = [run("Light-v0_1", 3), run("Light-v0_2", 0), run("Light-v0_3", 2, trained_agent="model.zip")]
+    folders = [run("Light-v0_1", 3), run("Light-v0_2", 0)]
+    folders.append(run("Light-v0_3", 2, trained_agent="model.zip", hyperparams=dict(gamma=0.5)))
+    folders.append(run("Light-v0_4", 2, trained_agent="model.zip", hyperparams=dict(callback="any")))
+    (folders[-1] / "flops.csv").write_text("timesteps,flops,seconds,frozen\n0,0,0.0,0\n")  # its steps go on
+    folders.append(folders[0])
     with pytest.warns(UserWarning) as said:
         (curve,) = load_curves(folders)
-        assert curve.timesteps.tolist() == [10, 20]
+        assert len(curve.runs) == 3 and curve.timesteps.tolist() == [10, 20]
     assert [str(warning.message).replace(str(tmp_path), "") for warning in said] == [
         "Left out, without evaluations: /dqn_seer/Light-v0_2",
         "/dqn_seer/Light-v0_3 is a training that was resumed with -i: its steps begin at 0 again",
+        "dqn_seer in Light-v0: runs with different -params are drawn as one curve. Give each kind its own -conf",
         "dqn_seer: the runs differ in length. Drawn until step 20, as far as all of them go",
     ]
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100])
+def test_evaluations_that_were_killed_while_written_are_named(
+    n_bytes: int, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "rainbow" / "Light-v0_1"
+    folder.mkdir(parents=True)
+    whole = (logs / "rainbow" / "Light-v0_1" / "evaluations.npz").read_bytes()
+    (folder / "evaluations.npz").write_bytes(whole[:n_bytes])
+    with pytest.raises(SystemExit):
+        main([str(folder), "-o", str(tmp_path / "figure.png")])
+    assert f"{folder / 'evaluations.npz'} is damaged" in capsys.readouterr().err
 
 
 def test_other_axes_are_refused(logs: Path, capsys: pytest.CaptureFixture) -> None:

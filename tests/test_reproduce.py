@@ -155,6 +155,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     assert [row.timesteps for row in run.rows if row.timesteps % 20 == 0][-3:] == [20, 40, 60]
     assert run.freeze() == 30 and np.all(np.diff(run.x("flops", run.timesteps)) > 0)
     assert not (tmp_path / TINY.name / "checkpoint").exists()
+    assert (TINY.run_folder(tmp_path) / "best_model.zip").is_file()
+    # Interrupted while the evaluations were written
+    assert TINY.is_finished(tmp_path)
+    evaluations = TINY.run_folder(tmp_path) / "evaluations.npz"
+    evaluations.write_bytes(evaluations.read_bytes()[:100])
+    assert not TINY.is_finished(tmp_path)
 
 
 def test_callbacks_of_the_settings_stay(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import yaml
 from requests.exceptions import HTTPError
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 import zoo_integration
 from sb3_seer import (
@@ -40,7 +41,7 @@ from sb3_seer import (
 )
 from sb3_seer.common.seer import SEERMixin
 from tests.helpers import DialEnv, LightEnv, is_continuous
-from zoo_integration import registration
+from zoo_integration import hub, registration
 from zoo_integration.registration import ALGORITHMS, default_config
 
 zoo_integration.register()
@@ -280,11 +281,14 @@ def test_push_to_hub_and_load_from_hub(zoo: Callable[..., None], monkeypatch: py
     ):
         assert row in text
     assert (card.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+    # Of a training that goes on from here and counts from 0 again, it is not known when that was
+    model.set_env(DummyVecEnv([lambda: VideoLightEnv(size=48)]))
+    assert "0.5 |" in hub.describe(model.learn(10))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sac_seer", "crossq_seer", "qrdqn_seer"])
-def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None]) -> None:
+def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     study_arguments = ("--storage", "study.log", "--study-name", "study")
     optimize = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
     # K is searched up to what is configured
@@ -318,6 +322,19 @@ def test_optimize_and_train_with_the_result(algo: str, zoo: Callable[..., None])
     assert model.policy_kwargs["features_extractor_class"] is extractor
     assert model.policy_kwargs["net_arch"] == net_archs[trials[1].params["net_arch"]]
     assert model.freeze_after == trials[1].params["freeze_after"]
+
+    # From a Python package, whose hyperparameters RL Zoo changes in place
+    Path("mine.py").write_text(
+        f"import sb3_seer\nhyperparams = {{{ENV_ID[algo]!r}: dict(policy='CnnPolicy', n_timesteps=10, "
+        f"policy_kwargs={SMALL_ENCODER[algo]})}}"
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    arguments = ("mine" if argument == "mine.yml" else argument for argument in arguments)
+    zoo("train", "--algo", algo, *arguments, "-params", "augmentation:'random_shift'", "buffer_size:100")
+    model = load(algo, run=2)
+    assert model.policy_kwargs["features_extractor_class"] is extractor
+    assert model.policy_kwargs["net_arch"] == net_archs[trials[1].params["net_arch"]]
 
 
 def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> None:

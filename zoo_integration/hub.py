@@ -21,6 +21,8 @@ def describe(model: SEERMixin) -> str:
     plan, count = model.replay_buffer.plan(), getattr(model, "flops_count", None)
     networks, dim = model.policy.latent_shape
     frozen_at = [row.timesteps for row in count.rows if row.frozen] if count is not None else []
+    if count is not None and count.rows and count.rows[0].frozen and count.rows[0].flops > 0:
+        frozen_at = []  # before this learn(), which counts steps from 0
     rows = {
         "T_f (`freeze_after`)": repr(model.freeze_after) + (f": step {frozen_at[0]:,}" if frozen_at else ""),
         "encoder": f"`{model.policy.features_extractor_class.__name__}`, {'' if model.encoder_frozen else 'not '}frozen",

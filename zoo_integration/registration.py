@@ -144,17 +144,20 @@ def objective(self: ExperimentManager, trial: optuna.Trial) -> float:
 @functools.wraps(_read_hyperparameters)
 def read_hyperparameters(self: ExperimentManager) -> tuple[dict[str, Any], dict[str, Any]]:
     """The hyperparameters of an Optuna trial (``--trial-id``) replace all ``policy_kwargs``: keep the features extractor."""
-    hyperparams, saved_hyperparams = _read_hyperparameters(self)
     from_trial = self.storage and self.study_name and self.trial_id
-    if self.algo in ALGORITHMS and from_trial and "policy_kwargs" not in (self.custom_hyperparams or {}):
-        # Without a storage there is no trial: read the file alone
-        storage, self.storage = self.storage, None
-        with redirect_stdout(StringIO()):
-            configured = _read_hyperparameters(self)[0].get("policy_kwargs", "{}")
-        self.storage = storage
-        # A string, like in the file, that RL Zoo evaluates
-        policy_kwargs = f"{{**{configured}, **{hyperparams['policy_kwargs']!r}}}"
-        hyperparams["policy_kwargs"] = saved_hyperparams["policy_kwargs"] = policy_kwargs
+    if self.algo not in ALGORITHMS or not from_trial or "policy_kwargs" in (self.custom_hyperparams or {}):
+        return _read_hyperparameters(self)
+    # Without a storage there is no trial: read the file alone. First, as RL Zoo changes the dict of a Python package in place
+    storage, self.storage = self.storage, None
+    with redirect_stdout(StringIO()):
+        configured = _read_hyperparameters(self)[0].get("policy_kwargs", {})
+    self.storage = storage
+    hyperparams, saved_hyperparams = _read_hyperparameters(self)
+    of_trial = hyperparams["policy_kwargs"]
+    # A string, as in a YAML file, is evaluated by RL Zoo
+    is_string = isinstance(configured, str)
+    policy_kwargs = f"{{**{configured}, **{of_trial!r}}}" if is_string else {**configured, **of_trial}
+    hyperparams["policy_kwargs"] = saved_hyperparams["policy_kwargs"] = policy_kwargs
     return hyperparams, saved_hyperparams
 
 

@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         "python -m benchmarks.reproduce",
         description=f"{__doc__}\ntables:\n{tables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("table", choices=list(TABLES), metavar="TABLE")
     parser.add_argument("--games", nargs="+", help="only environments with one of these words in their ids")

@@ -13,10 +13,10 @@ EVALUATIONS = ("evaluations_timesteps", "evaluations_results", "evaluations_leng
 
 class Checkpoint(BaseCallback):
     """
-    Saves the model, the replay buffer and the evaluations so far between two steps, in ``<folder>/<steps>``, the only one
-    there. A training that is resumed from it with ``python -m rl_zoo3.train -i <folder>/<steps>/model.zip``, and with this
-    callback, counts its steps, and adds to its evaluations, from there: RL Zoo's ``-i`` alone starts both from 0. Its
-    ``--save-freq`` saves no replay buffers.
+    Saves the model, the replay buffer, and the evaluations so far with their best model between two steps, in
+    ``<folder>/<steps>``, the only one there. A training that is resumed from it with
+    ``python -m rl_zoo3.train -i <folder>/<steps>/model.zip``, and with this callback, counts its steps, and adds to its
+    evaluations, from there: RL Zoo's ``-i`` alone starts both from 0. Its ``--save-freq`` saves no replay buffers.
 
     :param folder: where to save
     :param save_freq: steps between two checkpoints, a multiple of the steps between two evaluations
@@ -37,6 +37,7 @@ class Checkpoint(BaseCallback):
         for name in EVALUATIONS:
             if self._evaluator is not None and name in progress:
                 setattr(self._evaluator, name, progress[name])
+        self._copy_best_model(self.folder / str(self.num_timesteps), to_evaluator=True)
 
     def _on_rollout_start(self) -> None:
         # Here, and not in _on_step(), the transition is stored and the evaluation is done
@@ -50,10 +51,19 @@ class Checkpoint(BaseCallback):
         unfinished.mkdir(parents=True)
         self.model.save(unfinished / "model.zip")
         self.model.save_replay_buffer(unfinished / "replay_buffer.pkl")
+        self._copy_best_model(unfinished)
         unfinished.rename(self.folder / str(self.num_timesteps))
         for folder in self.folder.iterdir():
             if folder.name != str(self.num_timesteps):
                 shutil.rmtree(folder)
+
+    def _copy_best_model(self, folder: Path, to_evaluator: bool = False) -> None:
+        if self._evaluator is None or self._evaluator.best_model_save_path is None:
+            return
+        theirs, ours = Path(self._evaluator.best_model_save_path) / "best_model.zip", folder / "best_model.zip"
+        source, target = (ours, theirs) if to_evaluator else (theirs, ours)
+        if source.is_file():
+            shutil.copy(source, target)
 
     def _on_step(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,11 @@ class Row:
         evaluations = self.run_folder(folder) / "evaluations.npz"
         if not self.model(folder).is_file() or not evaluations.is_file():
             return False
-        with np.load(evaluations) as file:
-            return bool(file["timesteps"][-1] >= self.n_timesteps // self.eval_freq * self.eval_freq)
+        try:
+            with np.load(evaluations) as file:
+                return bool(file["timesteps"][-1] >= self.n_timesteps // self.eval_freq * self.eval_freq)
+        except (zipfile.BadZipFile, EOFError):  # interrupted while it was written
+            return False
 
     def command(self, folder: Path, arguments: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
         """

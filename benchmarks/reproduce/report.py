@@ -196,7 +196,7 @@ def write_report(title: str, rows: Sequence[Row], points: Sequence[Point], folde
     for point in points:
         table = scores(results, point)
         if table.empty:
-            parts.append(f"## {point.label}\n\nNo run has reached this point yet.")
+            parts.append(f"## {point.label}\n\nNo finished run reaches this point.")
             continue
         beside = published[published.point == point.label]
         by_env, aggregate = score_table(table, beside), aggregate_table(table, beside)

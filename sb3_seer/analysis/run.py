@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from tqdm import tqdm
 
+from sb3_seer.common.encoding import batch_size
 from sb3_seer.common.observations import image_spaces, map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.type_aliases import Observations
@@ -96,7 +97,8 @@ class AnalysedRun:
         for package in packages:
             importlib.import_module(package)
         hyperparams, _ = get_saved_hyperparams(folder, test_mode=True)
-        return args["env"], args["env_kwargs"] or {}, hyperparams, folder
+        env_kwargs = hyperparams.pop("env_kwargs", {})
+        return args["env"], args["env_kwargs"] or env_kwargs, hyperparams, folder
 
     def play(self, n_steps: int, seed: int = 0) -> Episodes:
         """
@@ -248,8 +250,11 @@ def feature_maps(model: Any, observations: Observations, layer: str | None = Non
 
     def keep(name: str, _: nn.Module, output: Any) -> None:
         if isinstance(output, th.Tensor) and output.ndim == 4:
-            found[name] = output.detach().numpy().copy()
+            maps = output.detach().float().numpy().copy()
+            # A pretrained encoder takes each frame of a stack on its own: the newest is the one that is shown
+            found[name] = maps.reshape(n, -1, *maps.shape[1:])[:, -1]
 
+    n = batch_size(observations)
     network = next(iter(_networks(model).values()))
     with _watching(model, keep), th.no_grad():
         network.extract_features(model.policy.obs_to_tensor(observations)[0], network.features_extractor)
@@ -282,8 +287,7 @@ def _networks(model: Any) -> dict[str, Any]:
 
 
 def _batches(observations: Observations) -> Iterator[Observations]:
-    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    for start in range(0, n, BATCH_SIZE):
+    for start in range(0, batch_size(observations), BATCH_SIZE):
         yield map_parts(lambda part: part[start : start + BATCH_SIZE], observations)  # noqa: B023
 
 
