@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sb3_seer import SEERDQN, SEERSAC, PretrainedEncoder
 from sb3_seer.common.flops import count_networks
-from tests.helpers import DialEnv, assert_same, encoder_state, make_model, train_on
+from tests.helpers import DialEnv, LightEnv, assert_same, encoder_state, make_model, train_on
 
 SPACE = spaces.Box(0, 255, (3, 16, 16), np.uint8)
 
@@ -157,6 +157,19 @@ def test_an_agent_stores_no_image_and_learns_on_latents_from_the_first_step(save
     loaded.load_replay_buffer(tmp_path / "buffer")
     assert_same(encoder_state(loaded), encoder_state(model))
     assert_same(train_on(loaded), train_on(model))
+
+
+def test_an_agent_that_has_acted_is_exported_without_the_frames_that_it_saw(saved):
+    _, weights = saved
+    env = VecFrameStack(make_vec_env(LightEnv), 3, channels_order="first")
+    kwargs = dict(features_extractor_class=PretrainedEncoder, features_extractor_kwargs=grey(weights=weights, n_stack=3))
+    model = SEERDQN("CnnPolicy", env, buffer_size=50, freeze_after=0, device="cpu", policy_kwargs=kwargs)
+    model.freeze_encoder()
+    observations = env.reset()
+    model.predict(observations)
+    exported = th.export.export(model.q_net, (th.as_tensor(observations),)).module()
+    other = th.as_tensor(255 - observations)
+    th.testing.assert_close(exported(other), model.q_net(other))
 
 
 def test_a_step_of_the_environments_encodes_one_frame(saved):

@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecTransposeImage
 from torch import nn
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, FreezeEncoderCallback, Rainbow
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, FreezeEncoderCallback, Rainbow
 from tests.helpers import (
     ALGORITHMS,
     DialEnv,
@@ -320,8 +320,6 @@ def test_what_is_saved_is_what_was_given(tmp_path):
     loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", n_steps=5, gamma=0.5)
     assert loaded.replay_buffer.n_steps == 5 and loaded.replay_buffer.gamma == 0.5
     assert loaded.policy.image_space.shape == (1, 12, 12)
-    # Only a crop makes arguments of the policy other than those given
-    SEERDQN("CnnPolicy", LightEnv(), buffer_size=100, policy_kwargs=policy_kwargs, device="cpu").save(tmp_path / "model")
     SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", policy_kwargs=policy_kwargs)
 
 
@@ -385,6 +383,116 @@ def test_a_compiled_policy_changes_nothing():
         assert model.encoder_frozen and model.replay_buffer.stage == "latents"
         states.append(dict(model.policy.state_dict()))
     assert_same(*states)
+
+
+@pytest.mark.parametrize(
+    "algorithm, owner, name",
+    [
+        (SEERDQN, lambda model: model, "q_net"),
+        (SEERQRDQN, lambda model: model.policy, "quantile_net"),
+        (SEERTD3, lambda model: model, "actor"),
+        (SEERSAC, lambda model: model.policy, "critic"),
+    ],
+)
+def test_networks_are_compiled_in_place(algorithm, owner, name):
+    """A network that torch.compile() returns hides which of its parameters are frozen."""
+    states = []
+    for compiled in (False, True):
+        model = make_model(algorithm, freeze_after=20)
+        if compiled:
+            getattr(owner(model), name).compile(backend="eager")
+        model.learn(40)
+        states.append(dict(model.policy.state_dict()))
+    assert_same(*states)
+    setattr(owner(model), name, th.compile(getattr(owner(model), name), backend="eager"))
+    with pytest.raises(ValueError, match=f"`{name}` must not be the result of torch.compile"):
+        model.learn(10)
+
+
+class InPlace(BaseFeaturesExtractor):
+    """Changes the images that it is given, which SB3 allows."""
+
+    def __init__(self, observation_space, in_place=True):
+        super().__init__(observation_space, 8)
+        self.in_place, self.net = in_place, nn.Sequential(nn.Flatten(), nn.Linear(256, 8))
+
+    def forward(self, images):
+        return self.net(images.mul_(2).sub_(1) if self.in_place else images * 2 - 1)
+
+
+@pytest.mark.parametrize("algorithm, tied", [(SEERSAC, True), (SEERTQC, True), (SEERTD3, False)])
+def test_an_extractor_may_work_in_place(algorithm, tied):
+    states = []
+    for in_place in (False, True):
+        policy_kwargs = dict(features_extractor_kwargs=dict(in_place=in_place), tie_convolutions=tied)
+        model = make_model(algorithm, InPlace, freeze_after=30, policy_kwargs=policy_kwargs)
+        model.learn(50)
+        states.append(dict(model.policy.state_dict(), latents=model.encode(model._last_obs)))
+    assert_same(*states)
+
+
+class Noted(nn.Linear):
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"note": 1}
+
+
+class HalfPrecision(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 8)
+        self.net = nn.Sequential(nn.Flatten(), Noted(256, 8, dtype=th.bfloat16))
+
+    def forward(self, images):
+        return self.net(images.bfloat16()).float()
+
+
+def test_weights_in_bfloat16_and_extra_state_are_frozen_saved_and_loaded(tmp_path):
+    model = make_model(SEERDQN, HalfPrecision, freeze_after=30).learn(40)
+    fingerprint = model.replay_buffer.encoder_fingerprint
+    assert model.replay_buffer.size() == 40 and fingerprint == model.policy.encoder_fingerprint()
+    model.save(tmp_path / "model")
+    loaded = SEERDQN.load(tmp_path / "model", device="cpu")
+    assert loaded.policy.encoder_fingerprint() == fingerprint
+    with th.no_grad():
+        loaded.policy.q_net.features_extractor.net[1].weight[0, 0] += 1
+    assert loaded.policy.encoder_fingerprint() != fingerprint
+
+
+def test_a_copied_model_can_be_frozen():
+    model = make_model(SEERDQN, freeze_after=None).learn(40)
+    copied = copy.deepcopy(model)
+    copied.freeze_encoder()
+    assert copied.encoder_frozen and copied.replay_buffer.stage == "latents" and not model.encoder_frozen
+
+
+def test_parameters_can_be_set_without_a_replay_buffer():
+    model = make_model(SEERDQN, freeze_after=30).learn(40)
+    parameters = model.get_parameters()
+    del model.replay_buffer
+    model.set_parameters(parameters)
+
+
+def test_what_was_encoded_before_is_not_traced_and_has_no_gradient():
+    model = make_model(SEERTD3, freeze_after=30, policy_kwargs=dict(tie_convolutions=False)).learn(40)
+    last = th.as_tensor(model._last_obs)
+    other = 255 - last
+    traced = th.jit.trace(model.policy, last)
+    th.testing.assert_close(traced(other), model.policy(other))
+    images = last.float().requires_grad_()
+    model.policy(images).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+
+
+def test_the_learning_rate_and_a_fixed_entropy_coefficient_can_be_set_later():
+    model = make_model(SEERSAC, freeze_after=None).learn(20)
+    model.lr_schedule = lambda _: 1e-5
+    model.learn(20)
+    assert model.ent_coef_optimizer.param_groups[0]["lr"] == 1e-5
+    model.ent_coef_optimizer, model.ent_coef_tensor = None, th.tensor(0.123)
+    model.learn(20)
+    assert model.logger.name_to_value["train/ent_coef"] == pytest.approx(0.123)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

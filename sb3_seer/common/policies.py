@@ -1,6 +1,7 @@
 """The seam between images and latents: networks that take both, and policies that know where their encoder ends."""
 
 import hashlib
+import pickle
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -157,6 +158,8 @@ def _new_network(network_class: type, mixin: type) -> LatentNetwork:
 
 
 def _is_equal(tensor: th.Tensor, other: th.Tensor) -> bool:
+    if tensor.requires_grad:  # for a saliency map: there is no gradient through what was encoded before
+        return False
     if tensor.device.type == "cpu":  # numpy is several times faster
         return np.array_equal(tensor.numpy(), other.numpy())
     return tensor.dtype == other.dtype and th.equal(tensor, other)
@@ -312,19 +315,17 @@ class SEERPolicy(BasePolicy):
         :return: latents of each network, shape ``(batch_size, L)``
         """
         images, _ = separate(observations, self.image_space)
-        extractor = split(networks[0].features_extractor)
-        images = channels_last(images) if takes_channels_last(extractor) else map_parts(th.Tensor.contiguous, images)
+        extractors = [split(network.features_extractor) for network in networks]
+        images = channels_last(images) if takes_channels_last(extractors[0]) else map_parts(th.Tensor.contiguous, images)
         images = preprocess_images(images, self.image_space, self.normalize_images, networks[0].autocast_dtype)
-        outputs: dict[nn.Module, th.Tensor] = {}
+        trunks = list(dict.fromkeys(extractor.trunk for extractor in extractors))
         latents: list[th.Tensor] = []
-        for network in networks:
-            extractor = split(network.features_extractor)
-            with network.autocast():
-                if extractor.trunk not in outputs:
-                    outputs[extractor.trunk] = extractor.trunk(images)
+        with networks[0].autocast():
+            # A trunk may change its input in place, as in SB3: all but the last have a copy
+            outputs = {trunk: trunk(images if trunk is trunks[-1] else map_parts(th.clone, images)) for trunk in trunks}
+            for extractor in extractors:
                 output = outputs[extractor.trunk]
-                latent = extractor.projection(output.detach() if detach_after_first and latents else output)
-            latents.append(latent.float())
+                latents.append(extractor.projection(output.detach() if detach_after_first and latents else output).float())
         return latents
 
     def freeze_encoder(self) -> None:
@@ -352,9 +353,12 @@ class SEERPolicy(BasePolicy):
         digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images} {self.encoder_dtype}".encode())
         for network in self.encoder_networks:
             for module in network.encoder_modules():
-                for name, tensor in module.state_dict().items():
-                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.cpu().contiguous().numpy().tobytes())
+                for name, value in module.state_dict().items():
+                    if isinstance(value, th.Tensor):
+                        digest.update(f"{name} {tuple(value.shape)}".encode())
+                        digest.update(value.cpu().flatten().view(th.uint8).numpy().tobytes())
+                    else:  # of get_extra_state()
+                        digest.update(name.encode() + pickle.dumps(value))
         return digest.hexdigest()[:16]
 
     def cache_latents(self, observations: Observations, latents: th.Tensor) -> None:
@@ -368,7 +372,7 @@ class SEERPolicy(BasePolicy):
         self._cached = map_parts(lambda part: th.as_tensor(part, device=self.device).clone(), observations), latents
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if self._cached is not None and not th.compiler.is_compiling():  # nor exporting
+        if self._cached is not None and not th.compiler.is_compiling() and not th.jit.is_tracing():  # nor exporting
             images, vector_obs = separate(observation, self.observation_space)
             same = map_parts(_is_equal, images, self._cached[0])
             if all(same.values()) if isinstance(same, dict) else same:

@@ -106,7 +106,7 @@ class _Frames(nn.Module):
         stacks = images.unflatten(1, (self.n_stack, -1))  # (batch_size, n_stack, channels, height, width)
         is_frozen = not any(parameter.requires_grad for parameter in self.module.parameters())
         last = self._last if self._last is not None and self._last[0].device == stacks.device else None
-        if is_frozen and last is not None and th.equal(stacks[:, :-1], last[0][:, 1:]):
+        if is_frozen and last is not None and not th.compiler.is_compiling() and th.equal(stacks[:, :-1], last[0][:, 1:]):
             outputs = th.cat([last[1][:, 1:], self._encode(stacks[:, -1:])], dim=1)
         else:
             outputs = self._encode(stacks)

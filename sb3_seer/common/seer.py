@@ -135,14 +135,15 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer(self._make_augmentation())
         self.replay_buffer_class = type(self.replay_buffer)
-        # As SB3 does with use_sde: an argument of the policy that follows from one of the algorithm
-        self.policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
+        # An argument of the policy that follows from one of the algorithm
+        policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
         if self.replay_buffer.encoder.image_size:
-            self.policy_kwargs["image_size"] = self.replay_buffer.encoder.image_size
+            self.policy_kwargs = {**policy_kwargs, "image_size": self.replay_buffer.encoder.image_size}
         with warnings.catch_warnings():
             # SB3 does not know that the buffer was given its n_steps
             warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
             super()._setup_model()
+        self.policy_kwargs = policy_kwargs
         if self.policy.encoder_dtype == "bfloat16" and self.device.type == "cpu" and not multiplies_bfloat16():
             warn('encoder_dtype="bfloat16" is several times slower than "float32" on a CPU without instructions for it')
         if self.pretrained_encoder is not None and not self._pretrained:
@@ -312,6 +313,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self._check_has_encoder()
         if self.encoder_frozen:
             return
+        self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
         self._check_capacity(self.replay_buffer)
         networks = self.policy.encoder_networks
         is_trained = self._pretrained or all(getattr(net.features_extractor, "is_trained", False) for net in networks)
@@ -324,7 +326,6 @@ class SEERMixin(OffPolicyAlgorithm):
 
     def _freeze(self) -> None:
         # The conversion may be interrupted, so it comes first. An encoder gives the same latents before and after it is frozen
-        self.replay_buffer.set_encoder(self.policy)
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
         self._latent_codec = self.replay_buffer.encoder.codec
@@ -380,6 +381,9 @@ class SEERMixin(OffPolicyAlgorithm):
         # Compiled as a whole, a policy is of another class. It makes no difference: its networks are called one by one
         self.policy = getattr(self.policy, "_orig_mod", self.policy)
         if isinstance(self.policy, SEERPolicy):
+            for name, module in (*self.policy.named_children(), *vars(self).items()):
+                if isinstance(module, nn.Module) and hasattr(module, "_orig_mod"):
+                    raise ValueError(f"`{name}` must not be the result of torch.compile(). Use {name}.compile(), in place")
             self._check_vec_normalize(image_spaces(self.observation_space))  # set_env() may have brought another
             if not isinstance(self.replay_buffer, LatentReplayBuffer):
                 raise ValueError(
@@ -393,7 +397,7 @@ class SEERMixin(OffPolicyAlgorithm):
         return super()._setup_learn(*args, **kwargs)
 
     def _holds_latents(self) -> bool:
-        buffer = self.replay_buffer
+        buffer = getattr(self, "replay_buffer", None)  # users drop it to free its memory
         return isinstance(buffer, LatentReplayBuffer) and buffer.stage == "latents" and buffer.size() > 0
 
     def _check_latents(self) -> None:

@@ -113,7 +113,8 @@ class SEERSAC(SEERMixin, SAC):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
-        if isinstance(self.policy, SEERSACPolicy) and self.ent_coef_optimizer is not None:
+        has_own_rate = isinstance(self.policy, SEERSACPolicy) and self.ent_coef_learning_rate is not None
+        if has_own_rate and self.ent_coef_optimizer is not None:
             update_learning_rate(self.ent_coef_optimizer, self.ent_coef_lr_schedule(self._current_progress_remaining))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -208,7 +209,9 @@ class SEERSAC(SEERMixin, SAC):
 
     def _ent_coef(self) -> th.Tensor:
         """:return: the entropy coefficient, without a graph"""
-        return self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
+        if self.ent_coef_optimizer is None or self.log_ent_coef is None:
+            return self.ent_coef_tensor
+        return th.exp(self.log_ent_coef.detach())
 
     def _update_ent_coef(self, log_prob: th.Tensor, logs: dict[str, list[th.Tensor]]) -> None:
         """
