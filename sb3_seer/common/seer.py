@@ -137,8 +137,8 @@ class SEERMixin(OffPolicyAlgorithm):
         self.replay_buffer_class = type(self.replay_buffer)
         # An argument of the policy that follows from one of the algorithm
         policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
-        if self.replay_buffer.encoder.image_size:
-            self.policy_kwargs = {**policy_kwargs, "image_size": self.replay_buffer.encoder.image_size}
+        image_size = self.replay_buffer.encoder.image_size
+        self.policy_kwargs = {**policy_kwargs, "image_size": image_size} if image_size else policy_kwargs
         with warnings.catch_warnings():
             # SB3 does not know that the buffer was given its n_steps
             warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
