@@ -47,7 +47,7 @@ class NoiseEnv(gym.Env):
 
 
 def frozen_agent(env: GymEnv, steps: int, seed: int, **policy_kwargs: Any) -> SEERSAC:
-    """:return: SEERSAC for cartpole-swingup with an encoder that is frozen from the first step, on one thread"""
+    """:return: SEERSAC for control, with an encoder that is frozen from the first step, on one thread"""
     th.set_num_threads(1)
     warnings.filterwarnings("ignore", message="The encoder is frozen at step 0")
     return SEERSAC(
@@ -68,14 +68,14 @@ def frozen_agent(env: GymEnv, steps: int, seed: int, **policy_kwargs: Any) -> SE
     )
 
 
-def learn_and_evaluate(model: SEERSAC, make_env: Callable[[], GymEnv], steps: int) -> None:
-    """Print the return of 5 episodes after each quarter of the steps."""
+def learn_and_evaluate(model: SEERSAC, make_env: Callable[[], GymEnv], steps: int, n_episodes: int = 5) -> None:
+    """Print the mean return of some episodes after each quarter of the steps."""
     for _ in range(4):
         start = time.process_time()
         model.learn(steps // 4, reset_num_timesteps=False)
         rate = steps // 4 / (time.process_time() - start)
-        mean, std = evaluate_policy(model, make_env(), n_eval_episodes=5)
-        returns = f"return of 5 episodes {mean:.0f} ± {std:.0f}"
+        mean, std = evaluate_policy(model, make_env(), n_eval_episodes=n_episodes)
+        returns = f"return of {n_episodes} episodes {mean:.0f} ± {std:.0f}"
         print(f"{model.num_timesteps:6,} steps: {returns}, {rate:.0f} steps a second of CPU time", flush=True)
 
 
