@@ -119,7 +119,7 @@ class ObservationLayout:
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         self.vectors = {key: part for key, part in parts.items() if key not in self.images}
         self.shapes: dict[str, tuple[int, ...]] = {key: get_obs_shape(part) for key, part in parts.items()}  # type: ignore[misc]
-        # Vectors of float64 are stored as float32, as in SB3
+        # Vectors of float64 are stored as float32, which is what a network makes of them
         self.dtypes = {
             key: np.dtype(np.float32 if key in self.vectors and part.dtype == np.float64 else part.dtype)
             for key, part in parts.items()
