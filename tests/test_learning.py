@@ -82,7 +82,7 @@ def test_learns_through_the_freeze(algorithm, latent_dtype):
     assert model.encoder_frozen
     # More than the buffer held before the freeze, in the same bytes
     assert model.replay_buffer.size() == TOTAL_TIMESTEPS
-    assert evaluation.mean_return > 6
+    assert evaluation.mean_return > 4
     assert final > 8.5
     assert final > evaluation.mean_return - 0.5
 
