@@ -390,6 +390,10 @@ def test_scores_are_read_at_equal_steps_and_at_equal_flops(atari: tuple[Table, l
         for frame, step in ((at_steps, 100_000), (at_flops, 50_000 if row.agent == "rainbow" else 100_000)):
             chosen = frame[(frame.agent == row.agent) & (frame.environment == row.env) & (frame.seed == row.seed)]
             assert chosen.steps.item() == step and chosen.score.item() == run.returns[run.timesteps == step].item()
+    # Equal to whose?
+    one_lacks = [result for result in results if result.row.agent == "rainbow" or "Alien" not in result.row.env]
+    environments = [set(report.scores(one_lacks, point).environment) for point in table.points]
+    assert environments[0] - environments[1] == {"AlienNoFrameskip-v4"} and len(environments[1]) == 3
     # Nobody came so far
     assert report.scores(results, Point("later", "steps", 200_000)).empty
 

@@ -65,14 +65,19 @@ def scores(results: Sequence[Result], point: Point) -> pd.DataFrame:
     """
     :param results: finished rows
     :param point: where to read their curves
-    :return: environment, agent, seed, steps and score of the last evaluation until then, without runs that ended before
+    :return: environment, agent, seed, steps and score of the last evaluation until then, without runs that ended before, and
+        at equal operations without environments that an agent lacks
     """
+    agents = {row.agent for row, _ in results}
     x = {result.row: _positions(result, point.axis) for result in results}
     rows = []
     for row, run in results:
         limit = point.value
         if limit is None:
-            limit = min(x[other.row][-1] for other in results if other.row.env == row.env)
+            others = [other.row for other in results if other.row.env == row.env]
+            if {other.agent for other in others} != agents:
+                continue
+            limit = min(x[other][-1] for other in others)
         # Updates before the freeze are equal up to a rounding of floating point numbers
         until = np.flatnonzero(x[row] <= limit * (1 + 1e-9))
         ended_before = math.isfinite(limit) and limit > x[row][-1] * (1 + 1e-9)
