@@ -30,6 +30,11 @@ def make_model(algorithm: type = SEERCURL, env: gym.Env | None = None, policy: s
     return algorithm(policy, env or DialEnv(), **{**settings, **kwargs})
 
 
+def test_a_policy_of_another_algorithm_is_refused():
+    with pytest.raises(ValueError, match=r"`policy` must be a policy of sb3_seer\.curl"):
+        SEERCURL(SEERSAC.policy_aliases["CnnPolicy"], DialEnv())
+
+
 def with_images(n_steps: int = 40, **kwargs: Any):
     """:return: a model that has acted, but not learned"""
     model = make_model(learning_starts=n_steps, **kwargs)

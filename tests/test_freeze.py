@@ -7,7 +7,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
@@ -54,6 +60,17 @@ def test_freeze_at_zero_stores_latents_from_the_first_step():
     with pytest.warns(UserWarning, match="at step 0, before its first gradient step"):
         assert frozen_at(model, 30) == 1
     assert model.replay_buffer.size() == 30
+
+
+def test_a_freeze_waits_for_observations_to_fit_the_range_of_uint8_on(tmp_path):
+    """A callback that saves at T_f sees the step before the freeze. Resumed without its buffer, the model has no images."""
+    model = make_model(SEERDQN, freeze_after=30, latent_dtype="uint8", buffer_size=20)
+    model.learn(31, callback=CheckpointCallback(30, str(tmp_path)))
+    assert model.encoder_frozen
+    loaded = SEERDQN.load(tmp_path / "rl_model_30_steps", env=LightEnv(), device="cpu")
+    with pytest.warns(UserWarning, match="waits until 20 observations"):
+        assert frozen_at(loaded, 40, reset_num_timesteps=False) == 30 + 20 + 2
+    assert loaded.replay_buffer.size() == 40
 
 
 def test_default_freezes_after_a_fifth():

@@ -10,6 +10,9 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from sb3_seer.common.auto_freeze import AutoFreeze
 from sb3_seer.common.utils import warn
 
+# Of a longer training, observations that the range of uint8 latents must be fitted on
+MIN_FIT_OBSERVATIONS = 256
+
 
 def check_freeze_after(freeze_after: Any) -> int | float | str | None:
     """
@@ -89,7 +92,7 @@ class FreezeEncoderCallback(BaseCallback):
                 f"freeze_after={self.freeze_after} is a fraction of each learn(), and this is not the first: the encoder "
                 f"{when}. To train in several calls, set freeze_after to a number of steps"
             )
-        elif not self.model.encoder_frozen and _counts_again(self.model):
+        elif not self.model.encoder_frozen and _restarted_counting(self.model):
             warn(
                 f"freeze_after={self.freeze_after!r} is counted from the start of this learn(), after {self.model._n_updates} "
                 "gradient steps before it: it must be what is left until the freeze. To go on counting, learn with "
@@ -109,10 +112,21 @@ class FreezeEncoderCallback(BaseCallback):
             why = self._why_auto()
         else:
             why = "" if self.model.num_timesteps >= to_steps(self.model, self.freeze_after) else None
-        if why is not None:
+        if why is not None and self._has_range():
             self.model.freeze_encoder()
             if self.verbose >= 1:
                 print(f"Encoder frozen after {self.model.num_timesteps} steps{why}")
+
+    def _has_range(self) -> bool:
+        """:return: whether uint8 latents have a range, or the buffer enough observations to fit it on"""
+        buffer = self.model.replay_buffer
+        if buffer.encoder.codec is not None:
+            return True
+        n_stored, n_seen = buffer.size() * buffer.n_envs, self.model.num_timesteps - buffer.n_envs
+        wanted = max(min(n_seen, MIN_FIT_OBSERVATIONS, buffer.buffer_size * buffer.n_envs), 1)
+        if n_stored < wanted:  # a training that was resumed without its buffer
+            warn(f'The freeze waits until {wanted} observations are stored, to fit the range of latent_dtype="uint8" on')
+        return n_stored >= wanted
 
     def _why_auto(self) -> str | None:
         """:return: why ``"auto"`` freezes now, None if it does not"""
@@ -174,7 +188,7 @@ class NoiseScheduleCallback(BaseCallback):
         self.logger.record("rollout/noise_std", std)
 
     def _on_training_start(self) -> None:
-        if _counts_again(self.model):
+        if _restarted_counting(self.model):
             warn(
                 f"The noise falls from {self.initial_std} again in this learn(), after {self.model._n_updates} gradient steps "
                 "before it. Set initial_std and end to what is left of it, or learn with reset_num_timesteps=False"
@@ -202,7 +216,7 @@ def to_steps(model: Any, when: int | float) -> int:
     return start + max(round(when * (end - start)), 1)
 
 
-def _counts_again(model: Any) -> bool:
+def _restarted_counting(model: Any) -> bool:
     """:return: whether ``learn()``, which was just called, counts steps from 0 again, though the model was trained before"""
     return bool(model.num_timesteps == 0 and model._n_updates > 0)
 

@@ -128,6 +128,8 @@ class SEERCURL(SEERSAC):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_positive_int("cpc_update_freq", self.cpc_update_freq, None)
+        if not issubclass(self.policy_class, SEERCURLPolicy):
+            raise ValueError(f"`policy` must be a policy of sb3_seer.curl, got {self.policy_class}")
         if self.augmentation is None and self.cpc_update_freq is not None:
             raise ValueError(
                 "`augmentation` must not be None with a contrastive loss, which compares two augmentations of an observation. "
