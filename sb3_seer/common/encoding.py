@@ -186,15 +186,8 @@ class ObservationEncoder:
         """:return: augmented images for the encoder, the copies of an image one after the other"""
         if self.augmentation is None:
             return self.policy.center_crop(images)
-        # As repeat_interleave() does, but faster; a copy even if it is one: an augmentation may work in place
-        copies = map_parts(
-            lambda part: (
-                part[:, None].expand(-1, n_copies, -1, -1, -1).clone(memory_format=th.contiguous_format).flatten(0, 1)
-            ),
-            images,
-        )
-        with th.no_grad():
-            return map_parts(self.augmentation, copies)
+        # A copy even if it is one: an augmentation may work in place
+        return self.augment(map_parts(lambda part: part.repeat_interleave(n_copies, dim=0), images))
 
     def _to_tensors(self, observations: Observations) -> PyTorchObs:
         return map_parts(lambda part: th.as_tensor(part, device=self.policy.device), observations)

@@ -89,7 +89,7 @@ class LatentNetwork(BaseModel):
                 latents = latents.detach()  # a head that is the identity would return them with their graph
         else:
             images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
-            if isinstance(extractor, SplitExtractor):  # SB3's extractors keep their layout, and so their bits
+            if isinstance(extractor, SplitExtractor):  # with SB3's own, results stay bit-identical to SB3
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images, self.autocast_dtype)
             with self.autocast():
@@ -116,12 +116,7 @@ class LatentNetwork(BaseModel):
         return (parameter for parameter in super().parameters(recurse) if parameter not in left_out)
 
     def train(self: SelfNetwork, mode: bool = True) -> SelfNetwork:
-        """
-        Put the network in training or evaluation mode. A frozen encoder stays in evaluation mode.
-
-        :param mode: True for training mode
-        :return: the network
-        """
+        """Put the network in training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.encoder_frozen:
             for module in self.encoder_modules():
@@ -130,8 +125,8 @@ class LatentNetwork(BaseModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle a network whose class ``latent_class()`` made."""
-        made_of = vars(type(self)).get("made_of")
-        return super().__reduce_ex__(protocol) if made_of is None else (_new_network, made_of, self.__dict__)
+        class_arguments = vars(type(self)).get("class_arguments")
+        return super().__reduce_ex__(protocol) if class_arguments is None else (_new_network, class_arguments, self.__dict__)
 
     def encoder_modules(self) -> tuple[nn.Module, nn.Module]:
         """:return: the part of this network that a freeze takes"""
@@ -148,7 +143,7 @@ def latent_class(network_class: type, mixin: type = LatentNetwork) -> type[Laten
     """
     if issubclass(network_class, LatentNetwork):
         return network_class
-    return type(f"Latent{network_class.__name__}", (mixin, network_class), {"made_of": (network_class, mixin)})
+    return type(f"Latent{network_class.__name__}", (mixin, network_class), {"class_arguments": (network_class, mixin)})
 
 
 def _new_network(network_class: type, mixin: type) -> LatentNetwork:
@@ -208,11 +203,7 @@ class SEERPolicy(BasePolicy):
     # ---- the networks ----
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """
-        Build the networks of the SB3 policy, which take latents from then on.
-
-        :param lr_schedule: learning rate schedule
-        """
+        """Build the networks of the SB3 policy, which take latents from then on."""
         super()._build(lr_schedule)  # type: ignore[misc]  # each policy of SB3 has this method
         for name, network in self.named_children():
             if not isinstance(network, BaseModel):
@@ -294,16 +285,6 @@ class SEERPolicy(BasePolicy):
         """
         tensors, _ = super().obs_to_tensor(observations)
         return self.encode(self.center_crop(tensors), networks)
-
-    def encode_batch(self, observations: PyTorchObs, next_observations: PyTorchObs) -> tuple[Any, Any]:
-        """
-        Encode a batch for a gradient step, if networks share convolutions.
-
-        :param observations: augmented images; of ``Dict`` observations, by key, with the other keys
-        :param next_observations: as ``observations``
-        :return: latents of both, or the same observations: each network encodes for itself
-        """
-        return observations, next_observations
 
     def _encode(
         self, observations: PyTorchObs, networks: Sequence[LatentNetwork], detach_after_first: bool = False

@@ -240,7 +240,7 @@ class LatentReplayBuffer(ReplayBuffer):
         """:return: latents of the observations and of the next ones, both of shape ``(n_envs, K, N, L)``"""
         starts = np.flatnonzero(~continues)
         new = {key: np.concatenate((next_parts[key], parts[key][starts])) for key in self.layout.images}
-        # Where an episode ended, the policy acts on an observation that is not known yet
+        # Where an episode ended, the policy acts on the first observation of the next one, which add() is not given
         to_act_on = None if dones.any() else self.layout.images_of(next_parts)
         encoded = self.encoder.encode(self.layout.images_of(new), to_act_on)
         latents = store.pending.copy()
@@ -305,12 +305,7 @@ class LatentReplayBuffer(ReplayBuffer):
         return self._get_samples(rows, env, n_views)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None, n_views: int = 1) -> Any:
-        """
-        :param batch_inds: rows, shape ``(batch_size,)``
-        :param env: associated VecEnv
-        :param n_views: as for ``sample()``
-        :return: a random env's transition in each of these rows
-        """
+        """:return: a random env's transition in each of these rows, shape ``(batch_size,)``"""
         envs = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))
         return self._transitions(batch_inds, envs, env, n_views)
 
@@ -325,13 +320,7 @@ class LatentReplayBuffer(ReplayBuffer):
         self.priorities.update(indices, errors)
 
     def _transitions(self, rows: np.ndarray, envs: np.ndarray, env: VecNormalize | None, n_views: int) -> Any:
-        """
-        :param rows: shape ``(batch_size,)``
-        :param envs: shape ``(batch_size,)``
-        :param env: associated VecEnv
-        :param n_views: as for ``sample()``
-        :return: the samples
-        """
+        """:return: what ``sample()`` returns, of these rows and envs, both of shape ``(batch_size,)``"""
         rewards, last_rows, discounts = self._returns(rows, envs, env)
         # Only use dones that are not due to timeouts
         dones = self.dones[last_rows, envs] * (1 - self.timeouts[last_rows, envs])
@@ -544,21 +533,21 @@ class LatentReplayBuffer(ReplayBuffer):
         # at the write head. In a ring that is just full, the write head moves instead
         self.pos = (self.pos or self.n_valid) % n_rows
         for name in ("actions", "rewards", "dones", "timeouts"):
-            setattr(self, name, self._moved(getattr(self, name), n_rows))
-        self.vector_obs = {key: self._moved(array, n_rows) for key, array in self.vector_obs.items()}
+            setattr(self, name, self._enlarged(getattr(self, name), n_rows))
+        self.vector_obs = {key: self._enlarged(array, n_rows) for key, array in self.vector_obs.items()}
         if self.priorities is not None:
-            self.priorities.values = self._moved(self.priorities.values.reshape(-1, self.n_envs), n_rows).reshape(-1)
+            self.priorities.values = self._enlarged(self.priorities.values.reshape(-1, self.n_envs), n_rows).reshape(-1)
         if images.is_open.all():
             next_images = self.layout.images_of(self.last_next_obs)
             self.encoder.encode(next_images, to_act_on=next_images)
         self.store = latents
 
-    def _moved(self, array: np.ndarray, n_rows: int) -> np.ndarray:
-        """:return: a larger array with the same rows in front of ``pos``, and the rest at its end"""
-        moved = np.zeros((n_rows, *array.shape[1:]), dtype=array.dtype)
-        moved[: self.pos] = array[: self.pos]
-        moved[self.pos + n_rows - self.n_valid :] = array[self.pos : self.n_valid]
-        return moved
+    def _enlarged(self, array: np.ndarray, n_rows: int) -> np.ndarray:
+        """:return: a copy with ``n_rows`` rows. The new ones are at ``pos``, where the next steps are written"""
+        enlarged = np.zeros((n_rows, *array.shape[1:]), dtype=array.dtype)
+        enlarged[: self.pos] = array[: self.pos]
+        enlarged[self.pos + n_rows - self.n_valid :] = array[self.pos : self.n_valid]
+        return enlarged
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         """

@@ -3,7 +3,6 @@
 import pathlib
 import warnings
 from collections.abc import Iterable
-from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
-from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
@@ -135,7 +134,7 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer(self._make_augmentation())
         self.replay_buffer_class = type(self.replay_buffer)
-        # An argument of the policy that follows from one of the algorithm
+        # The policy needs image_size, which the user's policy_kwargs must not keep
         policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
         image_size = self.replay_buffer.encoder.image_size
         self.policy_kwargs = {**policy_kwargs, "image_size": image_size} if image_size else policy_kwargs
@@ -164,7 +163,7 @@ class SEERMixin(OffPolicyAlgorithm):
             self._freeze()
 
     def _why_no_encoder(self) -> str | None:
-        """:return: where there is no encoder, and what to use to have one; None if there is one"""
+        """:return: the end of the warning that there is no encoder, None if there is one"""
         space = self.observation_space
         if not issubclass(self.policy_class, SEERPolicy):
             remedy = "use images, and CnnPolicy or MultiInputPolicy"
@@ -363,22 +362,11 @@ class SEERMixin(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSEER:
-        """
-        Learn, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.learn`.
-
-        :param total_timesteps: number of steps of the environments
-        :param callback: callbacks called at every step
-        :param log_interval: episodes between two logs
-        :param tb_log_name: name of the run for TensorBoard, None for the name of the class
-        :param reset_num_timesteps: whether to count steps from 0 again
-        :param progress_bar: whether to show a progress bar
-        :return: the trained model
-        """
         name = tb_log_name or type(self).__name__
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        # Compiled as a whole, a policy is of another class. It makes no difference: its networks are called one by one
+        # torch.compile(policy) wraps it, which makes no difference: its networks are called one by one
         self.policy = getattr(self.policy, "_orig_mod", self.policy)
         if isinstance(self.policy, SEERPolicy):
             for name, module in (*self.policy.named_children(), *vars(self).items()):
@@ -396,22 +384,17 @@ class SEERMixin(OffPolicyAlgorithm):
                 self.replay_buffer.to_latents()  # one that was put in its place may hold images
         return super()._setup_learn(*args, **kwargs)
 
-    def _holds_latents(self) -> bool:
-        buffer = getattr(self, "replay_buffer", None)  # users drop it to free its memory
-        return isinstance(buffer, LatentReplayBuffer) and buffer.stage == "latents" and buffer.size() > 0
-
     def _check_latents(self) -> None:
-        """:raises ValueError: if the replay buffer holds latents of other weights than the encoder's"""
-        if self._holds_latents():
-            stored, ours = self.replay_buffer.encoder_fingerprint, self.policy.encoder_fingerprint()
-            if stored != ours:
-                raise ValueError(
-                    f"The replay buffer holds latents of encoder {stored}, but the weights are of encoder {ours}. "
-                    "Call replay_buffer.reset() before another encoder is loaded"
-                )
-        codec = self.replay_buffer.encoder.codec
+        """:raises ValueError: if the replay buffer was filled, or its range of uint8 fitted, with another encoder"""
+        buffer, ours = self.replay_buffer, self.policy.encoder_fingerprint()
+        if buffer.stage == "latents" and buffer.size() > 0 and buffer.encoder_fingerprint != ours:
+            raise ValueError(
+                f"The replay buffer holds latents of encoder {buffer.encoder_fingerprint}, but the weights are of encoder "
+                f"{ours}. Call replay_buffer.reset() to go on with another encoder"
+            )
+        codec = buffer.encoder.codec
         fitted_on = None if codec is None else codec.encoder_fingerprint
-        if fitted_on is not None and fitted_on != self.policy.encoder_fingerprint():
+        if fitted_on not in (None, ours):
             raise ValueError(
                 f"The range of latent_dtype={self.latent_dtype!r} was fitted on encoder {fitted_on}, but the weights are of "
                 "another one. load() the model that has these weights, or use float latents"
@@ -431,21 +414,16 @@ class SEERMixin(OffPolicyAlgorithm):
         return super()._init_callback(callback, progress_bar)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """
-        The updates of the SB3 class. A policy whose networks share convolutions encodes each batch before them.
-
-        :param gradient_steps: number of gradient steps
-        :param batch_size: transitions in a batch
-        """
-        buffer = self.replay_buffer
-        if not isinstance(self.policy, SEERPolicy):
+        """The updates of the SB3 class. A policy whose networks share convolutions encodes each batch before them."""
+        encode_batch = getattr(self.policy, "encode_batch", None)
+        if encode_batch is None:
             super().train(gradient_steps, batch_size)
             return
-        buffer.encode_batch = self.policy.encode_batch
+        self.replay_buffer.encode_batch = encode_batch
         try:
             super().train(gradient_steps, batch_size)
         finally:
-            buffer.encode_batch = None
+            self.replay_buffer.encode_batch = None
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         # Each train() begins with this call
@@ -471,28 +449,6 @@ class SEERMixin(OffPolicyAlgorithm):
         super().dump_logs()
 
     # ---- saving and loading ----
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters, see :meth:`~stable_baselines3.common.base_class.BaseAlgorithm.set_parameters`.
-
-        :param load_path_or_dict: path of a saved model, or nested dictionary with the parameters of its modules
-        :param exact_match: whether all parameters must be given, and no others
-        :param device: device on which the code should run
-        :raises ValueError: if the replay buffer holds latents of another encoder; the model keeps its parameters then
-        """
-        if not self._holds_latents():
-            super().set_parameters(load_path_or_dict, exact_match, device)
-            return
-        parameters: Any = deepcopy(self.get_parameters())
-        try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-            self._check_latents()
-        except BaseException:
-            super().set_parameters(parameters)
-            raise
 
     def save(
         self,

@@ -9,11 +9,13 @@ A ring has a slot for each step of every env. Here an episode ends with step 1, 
     extra_next            o2                   otherwise it is kept here, by slot and env,
     pending                             p2     or, of the newest step, here
 
-Of a stack of frames, a slot of images holds the newest one. The ``n_before`` frames before it are in the slots before, those
-before them in ``extra_frames`` (of the slot where the episode began), and what is still missing repeats the frame after it.
+A slot of images holds the newest frame of a stack. Its older frames come from
+
+1. the ``n_before`` slots before it,
+2. ``extra_frames``, kept for the first of these slots, where the episode began,
+3. repetitions of the oldest frame found.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -23,7 +25,7 @@ from tqdm import tqdm
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class ObservationStore(ABC):
+class ObservationStore:
     """
     A ring of observations.
 
@@ -67,25 +69,16 @@ class ObservationStore(ABC):
         for env in range(len(self.pending) if self.size > 0 else 0):
             self.is_linked[self.newest, env] = continues[env]
             if not continues[env]:
-                self.extra_next[self.newest, env] = self._pending_of(env)
+                self.extra_next[self.newest, env] = self._unlinked_next(env)
         self.newest = self.next_slot
         self.size = min(self.size + 1, len(self.ring))
         self.is_linked[self.newest] = False
         for env in range(len(self.pending)):
             self.extra_next.pop((self.newest, env), None)
 
-    @abstractmethod
-    def _pending_of(self, env: int) -> np.ndarray:
-        """:return: what to keep of the next observation of the newest step"""
-
-
-def is_shifted_stack(stack: np.ndarray, next_stack: np.ndarray) -> bool:
-    """
-    :param stack: frames, the newest last, shape ``(n_stack, frame_bytes)``
-    :param next_stack: same shape
-    :return: whether the next stack is the first one without its oldest frame, and with a new one
-    """
-    return stack[1:].tobytes() == next_stack[:-1].tobytes()  # faster than to compare arrays
+    def _unlinked_next(self, env: int) -> np.ndarray:
+        """:return: a copy of what ``extra_next`` keeps of the next observation of the newest step"""
+        return self.pending[env].copy()
 
 
 def older_frames(stack: np.ndarray) -> np.ndarray:
@@ -149,7 +142,8 @@ class ImageStore(ObservationStore):
                     self.extra_frames[slot, env] = older_frames(obs[env])
         self._advance(continues)
         for env in range(len(obs)):
-            self.is_shifted[env] = is_shifted_stack(obs[env], next_obs[env])
+            # Bytes are compared faster than arrays
+            self.is_shifted[env] = obs[env, 1:].tobytes() == next_obs[env, :-1].tobytes()
         self.pending[:], self.is_open = next_obs, ~done
 
     def observations(self, slots: np.ndarray, envs: np.ndarray) -> np.ndarray:
@@ -173,11 +167,7 @@ class ImageStore(ObservationStore):
         return stacks
 
     def next_observations(self, slots: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """
-        :param slots: of steps, shape ``(batch_size,)``
-        :param envs: shape ``(batch_size,)``
-        :return: bytes of their next observations, shape ``(batch_size, n_stack, frame_bytes)``
-        """
+        """As ``observations()``, of the next observations."""
         is_linked = self.is_linked[slots, envs]
         stacks = self.observations((slots + is_linked) % len(self.ring), envs)
         for i in (~is_linked).nonzero()[0].tolist():
@@ -188,7 +178,7 @@ class ImageStore(ObservationStore):
             stacks[i, -len(extra) :] = extra
         return stacks
 
-    def _pending_of(self, env: int) -> np.ndarray:
+    def _unlinked_next(self, env: int) -> np.ndarray:
         return self.pending[env, -1 if self.is_shifted[env] else 0 :].copy()
 
 
@@ -211,14 +201,7 @@ class LatentStore(ObservationStore):
         )
 
     def add(self, latents: np.ndarray, next_latents: np.ndarray, done: np.ndarray, continues: np.ndarray) -> None:
-        """
-        Add a step of every env.
-
-        :param latents: of the observations, shape ``(n_envs, K, N, L)``
-        :param next_latents: of the next observations, same shape
-        :param done: whether the episode ended, shape ``(n_envs,)``
-        :param continues: whether the observations are the next ones of the newest step, shape ``(n_envs,)``
-        """
+        """As ``ImageStore.add()``, with latents of shape ``(n_envs, K, N, L)``."""
         self.ring[self.next_slot] = latents
         self._advance(continues)
         self.pending, self.is_open = next_latents, ~done
@@ -235,21 +218,13 @@ class LatentStore(ObservationStore):
         return self.ring.reshape(-1, *shape).take(records, axis=0)
 
     def next_latents(self, slots: np.ndarray, envs: np.ndarray, copies: np.ndarray) -> np.ndarray:
-        """
-        :param slots: of steps, shape ``(batch_size,)``
-        :param envs: shape ``(batch_size,)``
-        :param copies: which of the K augmented copies, shape ``(batch_size,)``
-        :return: stored latents of their next observations, shape ``(batch_size, N, L)``
-        """
+        """As ``latents()``, of the next observations."""
         is_linked = self.is_linked[slots, envs]
         latents = self.latents((slots + is_linked) % len(self.ring), envs, copies)
         for i in (~is_linked).nonzero()[0].tolist():
             env = int(envs[i])
             latents[i] = self.extra_next.get((int(slots[i]), env), self.pending[env])[copies[i]]
         return latents
-
-    def _pending_of(self, env: int) -> np.ndarray:
-        return self.pending[env].copy()
 
 
 def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, encode: Encode, chunk: int) -> None:

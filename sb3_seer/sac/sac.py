@@ -118,12 +118,6 @@ class SEERSAC(SEERMixin, SAC):
             update_learning_rate(self.ent_coef_optimizer, self.ent_coef_lr_schedule(self._current_progress_remaining))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """
-        Sample the replay buffer and do the updates (gradient descent and update target networks).
-
-        :param gradient_steps: number of gradient steps
-        :param batch_size: transitions in a batch
-        """
         if not isinstance(self.policy, SEERSACPolicy):
             super().train(gradient_steps, batch_size)
             return
@@ -214,12 +208,7 @@ class SEERSAC(SEERMixin, SAC):
         return th.exp(self.log_ent_coef.detach())
 
     def _update_ent_coef(self, log_prob: th.Tensor, logs: dict[str, list[th.Tensor]]) -> None:
-        """
-        One step on the entropy coefficient, if it is learned (the loss is that of SB3's SAC).
-
-        :param log_prob: of the actor's actions, shape ``(batch_size,)``
-        :param logs: where to note the loss
-        """
+        """One step on the entropy coefficient, if it is learned, with the loss of SB3's SAC."""
         if self.ent_coef_optimizer is None or self.log_ent_coef is None:
             return
         assert isinstance(self.target_entropy, float)
@@ -237,12 +226,7 @@ class SEERSAC(SEERMixin, SAC):
         polyak_update(extractor, target_extractor, self.tau if self.encoder_tau is None else self.encoder_tau)
 
     def _update_encoder(self, batch: Any, logs: dict[str, list[th.Tensor]]) -> None:
-        """
-        The end of a gradient step, for an algorithm with another loss that trains the encoder. This one has none.
-
-        :param batch: what was sampled
-        :param logs: where to note the loss
-        """
+        """The end of a gradient step, for a subclass with another loss that trains the encoder."""
 
     @staticmethod
     def _min_q_value(critic: ContinuousCritic, latents: Latents, actions: th.Tensor) -> th.Tensor:
