@@ -27,7 +27,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from own_environment import Catch, make_model
 from sb3_seer.plots import Run, make_figure
 from tests.helpers import PuckEnv, make_puck_model
 
@@ -37,10 +36,14 @@ Row = namedtuple("Row", "task seed freeze_after frozen_at mean_return flops")
 
 
 def make_env(task: str, seed: int) -> Any:
+    from own_environment import Catch  # in examples/, only for the small tasks
+
     return make_vec_env(Catch, seed=seed) if task == "catch" else VecFrameStack(make_vec_env(PuckEnv, seed=seed), 2)
 
 
 def make_agent(task: str, seed: int, freeze_after: str | None) -> Any:
+    from own_environment import make_model
+
     kwargs: Any = dict(buffer_size=STEPS[task], freeze_after=freeze_after, learning_starts=STEPS[task] // 40, seed=seed)
     return make_model(STEPS[task], **kwargs) if task == "catch" else make_puck_model(make_env(task, seed), **kwargs)
 

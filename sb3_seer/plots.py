@@ -244,8 +244,10 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
     :param axes: names in ``AXES``: one panel for each, in a row for each environment
     :return: the figure: mean returns, one standard deviation around them, a dotted line at the freeze
     :raises ImportError: without matplotlib
-    :raises ValueError: if a folder does not have what an axis needs
+    :raises ValueError: for another axis; if a folder does not have what an axis needs
     """
+    if isinstance(axes, str) or not set(axes) <= set(AXES):
+        raise ValueError(f"`axes` must be a list with some of {', '.join(map(repr, AXES))}, got {axes!r}")
     environments = list(dict.fromkeys(curve.environment for curve in curves))
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(curve.name for curve in curves))}
     figure = make_figure(3.8 * len(axes), 2.7 * len(environments) + 0.5)

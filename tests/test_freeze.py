@@ -287,6 +287,11 @@ def test_the_plan_is_printed_once(capsys):
     assert out.count("latents: 1,600 transitions") == 1
 
 
+def test_an_encoder_that_was_not_frozen_is_mentioned(capsys):
+    make_model(SEERDQN, freeze_after=50, verbose=1).learn(20)
+    assert "Encoder not frozen after 20 steps: freeze_after=50" in capsys.readouterr().out
+
+
 def test_without_images_it_says_so_once_and_trains():
     with pytest.warns(UserWarning, match="no encoder to freeze") as record:
         model = SEERDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu")

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.freeze_sweep import FRACTIONS, sweep_zoo
+
 
 def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
-    from benchmarks.freeze_sweep import FRACTIONS, sweep_zoo
-
     trained: list[str] = []
 
     def train(command: list[str], check: bool) -> None:

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_seer import SEERTD3
+from sb3_seer import SEERDQN, SEERTD3
 from sb3_seer.common.callbacks import NoiseScheduleCallback
 from tests.helpers import DialEnv, make_model
 
@@ -28,6 +28,12 @@ class Recorder(BaseCallback):
         self.stds.append(float(noise._sigma[0]))
         assert noise._sigma.shape == self.training_env.action_space.shape
         return True
+
+
+def test_actions_without_noise_are_refused():
+    model = make_model(SEERDQN, freeze_after=None)
+    with pytest.raises(ValueError, match="`action_space` must be a Box"):
+        model.learn(10, callback=NoiseScheduleCallback())
 
 
 @pytest.mark.parametrize("end, last", [(50, 50), (0.25, 25)])

@@ -129,6 +129,12 @@ def test_the_figure_shows_mean_spread_and_freeze(logs: Path) -> None:
     assert names == ["rainbow_seer", "rainbow", "encoder frozen"]
 
 
+@pytest.mark.parametrize("axes", [["step"], "steps"])
+def test_unknown_axes_are_refused(axes) -> None:
+    with pytest.raises(ValueError, match="`axes` must be a list with some of 'steps', 'flops', 'time'"):
+        plot([], axes)
+
+
 def test_a_single_run_has_no_spread(logs: Path) -> None:
     (panel,) = plot(load_curves([logs / "rainbow" / "Light-v0_1"])).axes
     assert len(panel.lines) == 1 and not panel.collections

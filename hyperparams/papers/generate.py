@@ -127,7 +127,7 @@ EXPERIMENTS = {
     "sac_seer_half_resolution": Experiment("SAC + SEER with half the resolution: figure 9", SAC, half_resolution),
     "sac_seer_small_images": Experiment("The agents of sac_seer.yml on 50x50 pixels", "sac_seer.yml", small_sac, DM_CONTROL),
     "td3_seer_small_images": Experiment(
-        "DrQ-v2, the agents of td3_seer.yml, on 50x50 pixels", "td3_seer.yml", small_shifted_images, DM_CONTROL[:-1]
+        "DrQ-v2, the agents of td3_seer.yml, on 50x50 pixels", "td3_seer.yml", small_shifted_images, DM_CONTROL
     ),
     "sac_seer_small_buffer": Experiment("SAC + SEER with a small buffer: figure 5", SAC, small_buffer),
     "rainbow_half_resolution": Experiment("Rainbow with half the resolution: figure 9", "rainbow.yml", small_images),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 
@@ -117,6 +118,10 @@ class FreezeEncoderCallback(BaseCallback):
             if self.verbose >= 1:
                 print(f"Encoder frozen after {self.model.num_timesteps} steps{why}")
 
+    def _on_training_end(self) -> None:
+        if self.verbose >= 1 and not self.model.encoder_frozen:
+            print(f"Encoder not frozen after {self.model.num_timesteps} steps: freeze_after={self.freeze_after!r}")
+
     def _has_range(self) -> bool:
         """:return: whether uint8 latents have a range, or the buffer enough observations to fit it on"""
         buffer = self.model.replay_buffer
@@ -159,7 +164,7 @@ class NoiseScheduleCallback(BaseCallback):
     :param end: when it reaches ``final_std``: an integer number of steps (``num_timesteps``), or a float fraction in (0, 1] of
         the steps of ``learn()``
     :param verbose: as for any callback
-    :raises ValueError: for another ``end``, or a negative standard deviation
+    :raises ValueError: for another ``end``, a negative standard deviation, or actions that are not a ``Box``
     """
 
     def __init__(self, initial_std: float = 1.0, final_std: float = 0.1, end: int | float = 0.2, verbose: int = 0) -> None:
@@ -173,6 +178,10 @@ class NoiseScheduleCallback(BaseCallback):
         if not is_fraction and (isinstance(end, bool | float) or end < 1):
             raise ValueError(f"`end` must be an int >= 1 (a number of steps) or a float in (0, 1] (a fraction), got {end!r}")
         self.initial_std, self.final_std, self.end = initial_std, final_std, end
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model.action_space, spaces.Box):
+            raise ValueError(f"`action_space` must be a Box with a NoiseScheduleCallback, got {self.model.action_space}")
 
     def std(self) -> float:
         """:return: the standard deviation at this step"""
