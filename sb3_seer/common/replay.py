@@ -10,9 +10,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
-from torch.utils.data import Dataset
 
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
+from sb3_seer.common.latents_dataset import LatentsDataset
 from sb3_seer.common.memory import MemoryPlan
 from sb3_seer.common.observations import ObservationLayout, map_parts
 from sb3_seer.common.policies import SEERPolicy
@@ -334,8 +334,8 @@ class LatentReplayBuffer(ReplayBuffer):
         }
         vector_obs = self._vectors(rows, envs, 0, env, n_views)
         next_vector_obs = self._vectors(last_rows, envs, 1, env, n_views)
-        slots = self._slots(rows)
-        last_slots = slots if last_rows is rows else self._slots(last_rows)
+        slots = self.slots_of(rows)
+        last_slots = slots if last_rows is rows else self.slots_of(last_rows)
         if isinstance(self.store, LatentStore):
             latents, next_latents = self._sample_latents(self.store, slots, last_slots, envs, n_views)
             fields["observations"] = Latents(latents.unbind(dim=1), vector_obs)
@@ -375,11 +375,11 @@ class LatentReplayBuffer(ReplayBuffer):
         window %= self.buffer_size
         rewards = self._normalize_reward(self.rewards[window, window_envs], env)
         # A step that no step goes on from ends an episode, was left by a reset in the middle, or is the newest
-        ends = (self.timeouts[window, window_envs] > 0) | ~self.store.is_linked[self._slots(window), window_envs]
+        ends = (self.timeouts[window, window_envs] > 0) | ~self.store.is_linked[self.slots_of(window), window_envs]
         returns, last, discounts = n_step_returns(rewards, ends, self.gamma)
         return returns, (rows + last) % self.buffer_size, discounts
 
-    def _slots(self, rows: np.ndarray) -> np.ndarray:
+    def slots_of(self, rows: np.ndarray) -> np.ndarray:
         """:return: where these rows are in the store, same shape"""
         assert self.store is not None
         return self.store.slots((self.pos - 1 - rows) % self.buffer_size)
@@ -398,9 +398,9 @@ class LatentReplayBuffer(ReplayBuffer):
             slots, last_slots, envs = (np.tile(array, n_views) for array in (slots, last_slots, envs))
         # The same copy of both, as in the authors' code
         stored = store.latents(slots, envs, copies), store.next_latents(last_slots, envs, copies)
-        return self._decode(stored[0]), self._decode(stored[1])
+        return self.decode(stored[0]), self.decode(stored[1])
 
-    def _decode(self, stored: np.ndarray) -> th.Tensor:
+    def decode(self, stored: np.ndarray) -> th.Tensor:
         """:return: float32 latents of these stored numbers, same shape"""
         assert self.encoder.codec is not None
         return self.encoder.codec.decode(self.to_torch(stored, copy=False))
@@ -428,11 +428,11 @@ class LatentReplayBuffer(ReplayBuffer):
         if not isinstance(self.store, ImageStore):
             raise ValueError(f"`images_at()` needs the stage 'images' and stored transitions, got {self.stage!r}")
         rows, envs = np.divmod(indices, self.n_envs)
-        slots = self._slots(rows)
+        slots = self.slots_of(rows)
         frames, next_frames = self.store.observations(slots, envs), self.store.next_observations(slots, envs)
         return self.layout.to_images(frames), self.layout.to_images(next_frames), self.actions[rows, envs]
 
-    def latents_dataset(self) -> "LatentsDataset":
+    def latents_dataset(self) -> LatentsDataset:
         """
         :return: the stored transitions as a data set, to train a model on latents offline
         :raises ValueError: in the images stage
@@ -562,60 +562,9 @@ class LatentReplayBuffer(ReplayBuffer):
         total = self.n_valid * self.n_envs
         picks = np.linspace(0, total - 1, min(total, MAX_FIT_OBSERVATIONS)).astype(int)
         self.encoder.fit_codec(
-            self.layout.to_images(images.observations(self._slots(some // self.n_envs), some % self.n_envs))
+            self.layout.to_images(images.observations(self.slots_of(some // self.n_envs), some % self.n_envs))
             for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS))
         )
-
-
-class LatentsDataset(Dataset[dict[str, th.Tensor]]):
-    """
-    The transitions of a replay buffer in the latents stage, for a ``DataLoader``: of the first env from the oldest to the
-    newest, then of the second... It is a view: items change when transitions are added to the buffer.
-
-    An item has ``latents`` and ``next_latents`` of shape ``(K, N, L)``, in float32; ``actions``, ``rewards``, ``dones`` (of
-    terminations alone) and ``timeouts``; ``continues``, whether the next item goes on from ``next_latents``; and of ``Dict``
-    observations ``vector_obs`` and ``next_vector_obs``, by key. One step, not n, and not normalised.
-
-    :param buffer: with at least one transition
-    :raises ValueError: if it has images, or no transition
-    """
-
-    def __init__(self, buffer: LatentReplayBuffer):
-        if not isinstance(buffer.store, LatentStore) or buffer.size() == 0:
-            raise ValueError(f"`buffer` must hold latents, got {buffer.size()} transitions in the stage {buffer.stage!r}")
-        self.buffer = buffer
-
-    def __len__(self) -> int:
-        return self.buffer.size() * self.buffer.n_envs
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """
-        :param index: from 0 (or negative, from the end)
-        :return: the transition
-        """
-        buffer, store = self.buffer, self.buffer.store
-        assert isinstance(store, LatentStore)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"`index` must be from 0 to {len(self) - 1}, got {index}")
-        env, step = divmod(index % len(self), buffer.size())
-        row = (buffer.pos - buffer.size() + step) % buffer.buffer_size
-        slot = int(buffer._slots(np.array(row)))
-        n_copies = buffer.encoder.n_augmentations
-        place = np.full(n_copies, slot), np.full(n_copies, env), np.arange(n_copies)
-        timeout = buffer.timeouts[row, env]
-        item: dict[str, Any] = dict(
-            latents=buffer._decode(store.latents(*place)),
-            next_latents=buffer._decode(store.next_latents(*place)),
-            actions=buffer.to_torch(buffer.actions[row, env]),
-            rewards=buffer.to_torch(buffer.rewards[row, env]),
-            dones=buffer.to_torch(buffer.dones[row, env] * (1 - timeout)),
-            timeouts=buffer.to_torch(timeout),
-            continues=buffer.to_torch(store.is_linked[slot, env]),
-        )
-        if buffer.vector_obs:
-            item["vector_obs"] = {key: buffer.to_torch(array[row, env, 0]) for key, array in buffer.vector_obs.items()}
-            item["next_vector_obs"] = {key: buffer.to_torch(array[row, env, 1]) for key, array in buffer.vector_obs.items()}
-        return item
 
 
 def _repeat(tensor: th.Tensor, n_views: int) -> th.Tensor:
