@@ -3,6 +3,7 @@
 import csv
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +275,19 @@ def test_counting_draws_no_random_numbers() -> None:
 # ---- what is logged ----
 
 
-class SlowEnv(LightEnv):
-    """Takes 10 ms a step."""
+class Clock:
+    """Stands still, but for what a test says takes time."""
 
-    def step(self, action: Any) -> Any:
-        time.sleep(0.01)
-        return super().step(action)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
+
+    def slow_down(self, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            self.seconds += seconds
+            return function(*args, **kwargs)
+
+        return slow
 
 
 def evaluated(folder: Path | None, env: gym.Env | None = None) -> EvalCallback:
@@ -317,20 +325,20 @@ def test_a_file_tells_of_each_evaluation_and_of_the_freeze(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("is_logged", [True, False])
-def test_the_time_of_evaluations_does_not_count(is_logged: bool, tmp_path: Path) -> None:
-    start = time.perf_counter()
-    model = train(SEERDQN, 120, freeze_after=60, callback=evaluated(tmp_path if is_logged else None, SlowEnv()))
-    seconds = time.perf_counter() - start
-    # Two evaluations of ten steps
-    assert 0 < model.flops_count.seconds < seconds - 2 * 10 * 0.01
-
-
-def test_the_time_of_a_freeze_counts_beside_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = train(SEERDQN, 0, freeze_after=50)
-    freeze = model.freeze_encoder
-    monkeypatch.setattr(model, "freeze_encoder", lambda: (time.sleep(0.5), freeze()))
-    model.learn(55, callback=evaluated(tmp_path))
-    assert model.flops_count.seconds > 0.5
+@pytest.mark.parametrize("freeze_after", [50, 60])
+def test_the_time_of_a_freeze_counts_but_not_of_evaluations(
+    freeze_after: int, is_logged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    model = train(SEERDQN, 0, freeze_after=freeze_after)
+    monkeypatch.setattr(model.replay_buffer, "to_latents", clock.slow_down(model.replay_buffer.to_latents, 7))
+    callback = evaluated(tmp_path if is_logged else None)
+    callback.eval_env.step = clock.slow_down(callback.eval_env.step, 1000)
+    monkeypatch.setattr(model, "train", clock.slow_down(model.train, 1))
+    model.learn(120, callback=callback)
+    assert model.flops_count.seconds == 7 + 100
+    model.learn(60, callback=callback, reset_num_timesteps=False)
+    assert model.flops_count.seconds == 7 + 100 + 60
 
 
 def test_the_file_goes_on_where_a_training_does(tmp_path: Path) -> None:

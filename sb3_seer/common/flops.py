@@ -220,16 +220,23 @@ class FlopsCallback(BaseCallback):
         self.formula = FlopsFormula.of(self.model, self.count.networks)
         self.count.networks = self.formula.encoder, self.formula.heads
         self._evaluators: list[EvalCallback] = []
-        self._n_timesteps, self._time, self._seen = self.model.num_timesteps, time.perf_counter(), (-1, False)
+        self._start()
+
+    def _start(self) -> None:
+        self._n_timesteps, self._time = self.model.num_timesteps, time.perf_counter()
+        self._seen = -1, self._is_frozen()  # evaluations, and whether the encoder is frozen
+
+    def _is_frozen(self) -> bool:
+        return getattr(self.model, "encoder_frozen", False)
 
     def _on_training_start(self) -> None:
         self._evaluators = [child for child in iter_callbacks(self.locals.get("callback")) if isinstance(child, EvalCallback)]
-        self._n_timesteps, self._time, self._seen = self.num_timesteps, time.perf_counter(), (-1, False)
+        self._start()
         self._on_step()
 
     def _on_rollout_start(self) -> None:
         # Only callbacks freeze, and they run between updates: these updates are all of one stage
-        count, frozen = self.count, getattr(self.model, "encoder_frozen", False)
+        count, frozen = self.count, self._is_frozen()
         count.flops += (self.model._n_updates - count.n_updates) * self.formula.update(self.model.batch_size, frozen)
         if frozen:
             # The freeze encodes all that is held. Later, each step is encoded
@@ -239,11 +246,12 @@ class FlopsCallback(BaseCallback):
         self._on_step()
 
     def _on_step(self) -> bool:
-        count, now, frozen = self.count, time.perf_counter(), getattr(self.model, "encoder_frozen", False)
+        count, now, frozen = self.count, time.perf_counter(), self._is_frozen()
         n_evaluations = sum(child.n_calls // child.eval_freq for child in self._evaluators if child.eval_freq > 0)
-        # The time of a freeze counts, even if there was an evaluation next to it
-        if n_evaluations == self._seen[0] or frozen != self._seen[1]:
+        if n_evaluations == self._seen[0]:
             count.seconds += now - self._time
+        elif frozen != self._seen[1]:  # the time of a freeze counts, that of the evaluation next to it does not
+            count.seconds += getattr(self.model, "freeze_seconds", 0.0)
         if (n_evaluations, frozen) != self._seen:
             row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
             count.rows = (*(old for old in count.rows if old.timesteps < row.timesteps), row)

@@ -1,6 +1,7 @@
 """SEERMixin turns an SB3 off-policy algorithm into a SEER one."""
 
 import pathlib
+import time
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -113,6 +114,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self.pretrained_part = pretrained_part
         self._pretrained = False  # whether pretrained_encoder is loaded
         self.encoder_frozen = False
+        self.freeze_seconds = 0.0  # how long the freeze took
         self.auto_freeze: AutoFreeze | None = None  # from the first step to the freeze, with freeze_after="auto"
         self.n_stack = 1
         # With the range of uint8 latents. Saved with the model, which may be loaded without its buffer
@@ -324,6 +326,7 @@ class SEERMixin(OffPolicyAlgorithm):
         self._freeze()
 
     def _freeze(self) -> None:
+        start = time.perf_counter()
         # The conversion may be interrupted, so it comes first. An encoder gives the same latents before and after it is frozen
         self.replay_buffer.to_latents()
         self.policy.freeze_encoder()
@@ -335,6 +338,7 @@ class SEERMixin(OffPolicyAlgorithm):
         if self.gradient_steps_after_freeze is not None:
             self.gradient_steps = int(self.gradient_steps_after_freeze)
         return_freed_memory()  # no gradient step will need as much again
+        self.freeze_seconds = time.perf_counter() - start
 
     def encode(self, observations: Observations) -> th.Tensor:
         """
