@@ -1,5 +1,6 @@
 """The papers' tables by one command: manifests, and runs of them that lose nothing when something is killed."""
 
+import json
 import os
 import shlex
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,11 @@ TINY = Row(
 
 def seeds(n: int, row: Row = TINY) -> list[Row]:
     return [replace(row, seed=seed) for seed in range(n)]
+
+
+def write_model(file: Path, num_timesteps: int) -> None:
+    with zipfile.ZipFile(file, "w") as model:
+        model.writestr("data", json.dumps(dict(num_timesteps=num_timesteps)))
 
 
 # ---- manifests ----
@@ -88,6 +95,10 @@ def test_what_is_not_in_a_table_is_refused(capsys: pytest.CaptureFixture[str]) -
         (["atari100k", "--steps", "2000"], "`--steps` must be larger: rainbow_seer's T_f="),
         (["table1-right", "--half-resolution"], "no settings for --half-resolution"),
         (["atari100k", "--seeds", "1", "--row", "18"], "`--row` must be from 0 to 17, got 18"),
+        (["atari100k", "--ray", "--jobs", "0"], "`--jobs` must be >= 1"),
+        (["atari100k", "--ray", "--address", "auto", "--jobs", "2"], "not be given with --address, got 2"),
+        (["atari100k", "--address", "auto"], "`--address` needs --ray"),
+        (["atari100k", "--games", "Alien", "-f", "/dev/null/rows"], "/dev/null"),
     ):
         with pytest.raises(SystemExit):
             main(arguments)
@@ -99,6 +110,28 @@ def test_a_table_with_pretraining_starts_from_its_model(tmp_path: Path) -> None:
     assert first.env == "dm_control/walker-stand-v0" and transfer.after == first and scratch.after is None
     (pretrained,) = [word for word in transfer.command(tmp_path) if word.startswith("pretrained_encoder:")]
     assert eval(pretrained.split(":", 1)[1]) == str(first.model(tmp_path))
+    # The paper: all networks for another task of the domain, the encoder for another domain
+    params = {row.env: row.params for row in TABLES["transfer"].rows(seeds=1) if row.after is not None}
+    assert "pretrained_part:'policy'" in params["dm_control/walker-walk-v0"]
+    assert params["dm_control/hopper-hop-v0"] == ("freeze_after:0",)
+
+
+def test_a_row_is_finished_once_its_last_step_and_evaluation_are_saved(tmp_path: Path) -> None:
+    row = replace(TINY, n_timesteps=70)  # the last evaluation is at 60
+    finish(row, tmp_path, [1, 2, 3], [10, 20, 30])
+    model, evaluations = row.model(tmp_path), row.run_folder(tmp_path) / "evaluations.npz"
+    assert row.is_finished(tmp_path)
+    write_model(model, 65)  # after Ctrl-C
+    assert not row.is_finished(tmp_path)
+    model.write_bytes(b"PK")
+    assert not row.is_finished(tmp_path)
+    write_model(model, 70)
+    whole = evaluations.read_bytes()
+    for damaged in (b"", bytes(len(whole)), whole[: len(whole) // 2]):
+        evaluations.write_bytes(damaged)
+        assert not row.is_finished(tmp_path)
+    evaluations.write_bytes(whole)
+    assert row.is_finished(tmp_path)
 
 
 # ---- one row, with RL Zoo in this process ----
@@ -172,7 +205,7 @@ def test_callbacks_of_the_settings_stay(tmp_path: Path) -> None:
 # ---- many rows, with a stand-in for RL Zoo that takes half a second ----
 
 STAND_IN = """
-import os, signal, sys, time
+import os, signal, sys, time, zipfile
 from pathlib import Path
 import numpy as np
 
@@ -190,6 +223,9 @@ if "-i" not in sys.argv:
     time.sleep(0.3)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
+    if seed == os.environ.get("INTERRUPT"):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     if seed == os.environ.get("KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(0.3)
@@ -197,7 +233,8 @@ env = argument("--env").replace("/", "-")
 folder = home / argument("--algo") / f"{env}_1"
 folder.mkdir(parents=True)
 np.savez(folder / "evaluations.npz", timesteps=[int(argument("-n"))], results=np.ones((1, 1)))
-(folder / f"{env}.zip").touch()
+with zipfile.ZipFile(folder / f"{env}.zip", "w") as file:
+    file.writestr("data", f'{{"num_timesteps": {argument("-n")}}}')
 """
 
 
@@ -266,6 +303,17 @@ def test_a_killed_training_is_resumed(stand_in: Path, monkeypatch: pytest.Monkey
     assert len(trainings(rows[0], stand_in)) == 1
     first, second = trainings(rows[1], stand_in)
     assert " -i " not in first and " -i " in second
+
+
+def test_an_interrupted_training_is_not_started_again(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERRUPT", "0")
+    interrupted = TINY.run_folder(stand_in)
+    interrupted.mkdir(parents=True)
+    (stand_in / TINY.name / "interrupted_2").mkdir()  # the first one was removed
+    (stand_in / TINY.name / "interrupted_2" / "log").touch()
+    ((_, problem),) = runner.run([TINY], stand_in, jobs=1)
+    assert problem is not None and len(trainings(TINY, stand_in)) == 1
+    assert (stand_in / TINY.name / "interrupted_3").is_dir()
 
 
 @pytest.mark.parametrize("n_finished", [0, 1, 2])
@@ -368,7 +416,7 @@ def finish(row: Row, folder: Path, returns: list[float], flops: list[int]) -> No
     np.savez(run / "evaluations.npz", timesteps=steps, results=np.array(returns)[:, None])
     lines = [f"{step},{count},{step / 10},0" for step, count in zip(steps, flops, strict=True)]
     (run / "flops.csv").write_text("\n".join(["timesteps,flops,seconds,frozen", *lines]))
-    row.model(folder).touch()
+    write_model(row.model(folder), row.n_timesteps)
 
 
 @pytest.fixture
@@ -436,8 +484,17 @@ def test_the_report_puts_published_results_beside_ours_and_says_how_little_few_s
     # What is not finished is missing, and said to be
     rows[-1].model(folder).unlink()
     main(["atari100k", *shape, "--report"])
-    assert "23 of 24 rows" in (folder / "atari100k" / "report.md").read_text()
+    text = (folder / "atari100k" / "report.md").read_text()
+    assert "23 of 24 rows" in text and "**2 seeds.**" in text
     capsys.readouterr()
+
+
+def test_seeds_are_counted_in_the_environments_that_all_agents_have() -> None:
+    alien = [("Alien", agent, seed) for agent in ("rainbow", "rainbow_seer") for seed in range(3)]
+    table = pd.DataFrame([*alien, ("Krull", "rainbow", 0)], columns=["environment", "agent", "seed"])
+    complete, n_seeds = report.complete(table)
+    assert set(complete.environment) == {"Alien"} and len(complete) == 6 and n_seeds == 3
+    assert report.complete(table[5:])[1] == 0 and "No environment" in report.caution(0)
 
 
 def test_every_published_result_has_a_source_and_belongs_to_a_table() -> None:

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs/reproduce"), help="where the rows are (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, help="where the report is written (FOLDER/TABLE)")
     where = parser.add_argument_group("where it runs")
-    where.add_argument("--jobs", type=int, default=1, help="processes at a time, of one thread each (%(default)s)")
+    where.add_argument("--jobs", type=int, help="processes at a time, of one thread each (1)")
     where.add_argument("--ray", action="store_true", help="as tasks of Ray, with --jobs CPUs of this machine")
     where.add_argument("--address", help="of a cluster of Ray, or auto")
     instead = parser.add_argument_group("instead of all that").add_mutually_exclusive_group()
@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = TABLES[args.table]
     folder = args.folder.resolve()
     try:
+        if args.address and not args.ray:
+            raise ValueError("`--address` needs --ray")
+        if args.jobs is not None and (args.jobs < 1 or args.address):
+            raise ValueError(f"`--jobs` must be >= 1, and not be given with --address, got {args.jobs}")
         rows = table.rows(args.games, args.seeds, args.steps, args.half_resolution)
         if args.dry_run:
             print("\n".join(shlex.join(["python", *row.command(args.folder)[1:]]) for row in rows))
@@ -76,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = []
         if not args.report:
             options = dict(on_ray=True, address=args.address) if args.ray else {}
-            failed = run(rows, folder, jobs=args.jobs, **options)
+            failed = run(rows, folder, jobs=args.jobs or 1, **options)
         from benchmarks.reproduce.report import write_report  # its imports take seconds, which the others do without
 
         output = args.output or folder / args.table
         write_report(table.title, rows, table.points, folder, output)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         parser.error(str(error))
     print(f"The report is in {output / 'report.md'}")
     for row, problem in failed:

@@ -1,5 +1,6 @@
 """Tables as manifests: rows of plain RL Zoo commands with seeds."""
 
+import json
 import math
 import sys
 import zipfile
@@ -89,16 +90,17 @@ class Row:
     def is_finished(self, folder: Path) -> bool:
         """
         :param folder: where the rows are
-        :return: whether the model is saved and the last evaluation was made. RL Zoo saves an interrupted model, too
+        :return: whether a model of the last step is saved and the last evaluation was made. RL Zoo saves an interrupted
+            model, too
         """
-        evaluations = self.run_folder(folder) / "evaluations.npz"
-        if not self.model(folder).is_file() or not evaluations.is_file():
-            return False
         try:
-            with np.load(evaluations) as file:
-                return bool(file["timesteps"][-1] >= self.n_timesteps // self.eval_freq * self.eval_freq)
-        except (zipfile.BadZipFile, EOFError):  # interrupted while it was written
+            with zipfile.ZipFile(self.model(folder)) as model:
+                n_timesteps = json.loads(model.read("data"))["num_timesteps"]
+            with np.load(self.run_folder(folder) / "evaluations.npz") as evaluations:
+                last_evaluation = evaluations["timesteps"][-1]
+        except (FileNotFoundError, zipfile.BadZipFile, KeyError, EOFError, ValueError):  # interrupted while it was written
             return False
+        return bool(n_timesteps >= self.n_timesteps and last_evaluation >= self.n_timesteps // self.eval_freq * self.eval_freq)
 
     def command(self, folder: Path, arguments: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
         """
@@ -228,6 +230,9 @@ class Table:
             if scaled <= first:
                 raise ValueError(f"`--steps` must be larger: {agent.name}'s T_f={scaled} is before learning_starts={first:,}")
             params.append(f"freeze_after:{scaled}")
+        if after is not None and after.env.split("-")[0] == env.split("-")[0]:
+            # Within a domain the paper transfers all networks (LeVER, appendix C)
+            params.append("pretrained_part:'policy'")
         eval_freq = max(min(self.eval_freq // repeat, n_timesteps), 1)
         return Row(
             *(agent.name, agent.algo, env, seed, n_timesteps, eval_freq, agent.config, tuple(params)),
@@ -304,7 +309,7 @@ TABLES = {
     ),
     # The paper's agent is CURL; SAC has settings for all three tasks
     "transfer": Table(
-        "SAC from scratch, and with the frozen encoder of walker-stand (SEER, section 5.4)",
+        "SAC from scratch, and from an agent of walker-stand with its encoder frozen (SEER, section 5.4)",
         (SAC[0], Agent("sac_seer_transfer", "sac_seer", None, ("freeze_after:0",))),
         ("dm_control/walker-walk-v0", "dm_control/hopper-hop-v0"),
         (AT_EQUAL_FLOPS, AT_END),

@@ -113,6 +113,16 @@ def score_table(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(envs, name="environment")).fillna("")
 
 
+def complete(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """
+    :param table: see :func:`scores`
+    :return: the rows of the environments that all agents have, and the fewest seeds of an agent in one of them
+    """
+    agents = table.groupby("environment").agent.transform("nunique")
+    table = table[agents == table.agent.nunique()]
+    return table, int(table.groupby(["agent", "environment"]).size().min()) if len(table) else 0
+
+
 def aggregate_table(table: pd.DataFrame, published: pd.DataFrame, reps: int = 2000) -> pd.DataFrame:
     """
     :param table: see :func:`scores`
@@ -129,11 +139,10 @@ def aggregate_table(table: pd.DataFrame, published: pd.DataFrame, reps: int = 20
         raise ImportError('Statistics need rliable: pip install "sb3_seer[benchmarks]"') from error
 
     agents = list(dict.fromkeys(table.agent))
-    envs = [env for env, group in table.groupby("environment", sort=False) if set(group.agent) == set(agents)]
-    table = table[table.environment.isin(envs)]
+    table, n_seeds = complete(table)
+    envs = list(dict.fromkeys(table.environment))
     rows = []
     if envs:
-        n_seeds = int(table.groupby(["agent", "environment"]).size().min())
         matrices = {
             agent: np.stack(
                 [
@@ -168,6 +177,8 @@ def caution(n_seeds: int) -> str:
     :param n_seeds: fewest seeds of an agent in an environment
     :return: how much a comparison of so few shows
     """
+    if n_seeds == 0:
+        return "No environment has finished runs of all agents."
     if n_seeds == 1:
         return "**One seed.** Nothing here says how much of a difference is chance, so there are no intervals."
     if n_seeds < 5:
@@ -196,8 +207,6 @@ def write_report(title: str, rows: Sequence[Row], points: Sequence[Point], folde
     output.mkdir(parents=True, exist_ok=True)
     published = pd.read_csv(PUBLISHED)
     parts = [f"# {title}", f"{len(results)} of {len(rows)} rows are finished."]
-    trained = pd.DataFrame([(row.agent, row.env, row.n_timesteps) for row, _ in results], columns=["agent", "env", "steps"])
-    parts.append(caution(int(trained.groupby(["agent", "env"]).size().min())))
     for point in points:
         table = scores(results, point)
         if table.empty:
@@ -220,8 +229,9 @@ def write_report(title: str, rows: Sequence[Row], points: Sequence[Point], folde
             + ".",
             by_env.to_markdown(stralign="right"),
             "Normalised returns (Atari: 0 random, 1 human; control: 1 is 1,000), with 95% intervals of the stratified "
-            "bootstrap over seeds:",
+            "bootstrap over seeds, in the environments that all agents have:",
             aggregate.to_markdown(stralign="right", disable_numparse=True),
+            caution(complete(table)[1]),
         ]
         sources = beside[beside.environment.isin(table.environment)].drop_duplicates(["method", "source"])
         if len(sources):

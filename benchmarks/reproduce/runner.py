@@ -4,6 +4,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,8 @@ def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
             if row.is_finished(folder):
                 break
             if row.run_folder(folder).exists():  # RL Zoo would number the next folder
-                row.run_folder(folder).rename(home / f"interrupted_{len(list(home.glob('interrupted_*'))) + 1}")
+                numbers = [int(path.name.split("_")[1]) for path in home.glob("interrupted_*")]
+                row.run_folder(folder).rename(home / f"interrupted_{max(numbers, default=0) + 1}")
             command = training_command(row, folder, row.eval_freq if save_freq is None else save_freq)
             print(shlex.join(command), file=log, flush=True)
             path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))  # for the Checkpoint
@@ -87,7 +89,7 @@ def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, pass_fds=[lock.fileno()]
             ).returncode
-            if code >= 0:
+            if code >= 0 or code == -signal.SIGINT:  # Ctrl-C is for the training, too
                 break
         if row.is_finished(folder):
             shutil.rmtree(home / "checkpoint", ignore_errors=True)
