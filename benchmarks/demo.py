@@ -7,6 +7,7 @@ Train an agent on an Atari game through the freeze, in a few minutes on two core
 import argparse
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ale_py  # noqa: F401 (makes the games known)
 import matplotlib
@@ -136,6 +137,9 @@ def main() -> None:
     parser.add_argument("--total-timesteps", type=int, default=20_000)
     parser.add_argument("--output", default="demo.png", help="where to draw")
     args = parser.parse_args()
+    if args.total_timesteps < 1000:
+        parser.error(f"`--total-timesteps` must be >= 1,000, got {args.total_timesteps}")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
 
     tune_process()
     # The networks are small: more threads would mostly wait for each other

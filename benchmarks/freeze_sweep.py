@@ -83,6 +83,8 @@ def sweep_zoo(task: str, seed: int, params: list[str], folder: Path) -> Iterator
             shutil.rmtree(running, ignore_errors=True)
             command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", env, *arguments, "--seed", str(seed)]
             subprocess.run([*command, "-f", str(running), "-params", f"freeze_after:{freeze_after!r}", *params], check=True)
+            if not list(running.glob("*/*/evaluations.npz")):
+                raise SystemExit(f"{task} was never evaluated: set a smaller --eval-freq. Its logs are in {running}")
             running.rename(logs)
         run = Run(next(logs.glob("*/*/evaluations.npz")).parent)
         yield Row(f"{algo} {env}", seed, str(freeze_after), run.freeze(), float(run.returns[-1]), run.rows[-1].flops)
@@ -109,6 +111,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("freeze_sweep"), help="of .csv, .png and a folder of logs")
     args = parser.parse_args()
+    if args.params and set(args.tasks) & set(STEPS):
+        parser.error(f"`--params` are for trainings of RL Zoo, got them with {', '.join(set(args.tasks) & set(STEPS))}")
+    if any(param.startswith("freeze_after:") for param in args.params):
+        parser.error("`--params` must not have freeze_after, which is what is compared")
+    if short := [task for task in args.tasks if task not in STEPS and len(shlex.split(task)) < 2]:
+        parser.error(f'a task must be puck, catch, or "algorithm environment [arguments]", got {short[0]!r}')
     args.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for task, seed in ((task, seed) for task in args.tasks for seed in args.seeds):

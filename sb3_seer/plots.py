@@ -61,7 +61,7 @@ class Run:
         """
         steps of the evaluations, in ascending order, and mean return of each, both of shape ``(n,)``
 
-        :raises ValueError: if there are none, or if the file is damaged
+        :raises ValueError: if there are none, if the file is damaged, or if its steps do not ascend
         """
         if not self.is_evaluated:
             raise ValueError(
@@ -70,9 +70,12 @@ class Run:
             )
         try:
             with np.load(self.folder / "evaluations.npz") as evaluations:
-                return evaluations["timesteps"], evaluations["results"].mean(axis=1)
-        except (zipfile.BadZipFile, EOFError) as error:  # EvalCallback was killed while it wrote
+                timesteps, returns = evaluations["timesteps"], evaluations["results"].mean(axis=1)
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:  # EvalCallback was killed while it wrote
             raise ValueError(f"{self.folder / 'evaluations.npz'} is damaged: {error}") from error
+        if np.any(np.diff(timesteps) <= 0):
+            raise ValueError(f"{self.folder / 'evaluations.npz'} must be of one learn(), got the steps {timesteps.tolist()}")
+        return timesteps, returns
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -93,7 +96,7 @@ class Run:
         import yaml
 
         # RL Zoo writes an object of Python, and reads it in the same way
-        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader)
+        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) or {}
 
     @property
     def algorithm(self) -> str:
@@ -122,8 +125,8 @@ class Run:
         if not file.is_file():
             return []
         with file.open(newline="") as stream:
-            header, *rows = csv.reader(stream)
-        if tuple(header) != FlopsRow._fields:
+            header, *rows = list(csv.reader(stream)) or [[]]
+        if tuple(header) != FlopsRow._fields or any(len(row) != len(header) for row in rows):
             raise ValueError(f"{file} must have the columns {', '.join(FlopsRow._fields)}, got {', '.join(header)}")
         return [FlopsRow(int(row[0]), int(row[1]), float(row[2]), int(row[3])) for row in rows]
 

@@ -202,6 +202,14 @@ def test_the_probe_reads_info(folder: Path, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["probe", str(folder), "-n", "20", "--quantities", "lamp[1]", "speed"])
     assert "`quantities` must be among" in (error := capsys.readouterr().err) and "lamp[0], lamp[1], got speed" in error
+    for arguments, message in (
+        (["probe", str(folder), "-n", "2"], "`--n-steps` must be >= 20, got 2"),
+        (["probe", str(folder), "--layer", "conv1"], "`--layer` is only for attention"),
+        (["similarity", str(folder), "--quantities", "lamp[0]"], "`--quantities` is only for probe"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_the_probe_reads_the_state_under_the_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
 """The sweep of T_f, with a stand-in for RL Zoo."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.freeze_sweep import FRACTIONS, sweep_zoo
+from benchmarks.freeze_sweep import FRACTIONS, main, sweep_zoo
 
 
 def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again(
@@ -39,3 +40,26 @@ def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again
     # Other settings are another training
     assert sweep("sac_seer my/One-v0", "gamma:0.9") == [*range(2 * n + 2, 3 * n + 2)]
     assert sweep("sac_seer my/One-v0 -n 9") == [*range(3 * n + 2, 4 * n + 2)]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["puck", "--params", "gamma:0.9"], "`--params` are for trainings of RL Zoo"),
+        (["dqn_seer my/One-v0", "--params", "freeze_after:9"], "`--params` must not have freeze_after"),
+        (["cartpole"], "got 'cartpole'"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["freeze_sweep", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_training_without_evaluations_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, check: None)
+    with pytest.raises(SystemExit, match="was never evaluated"):
+        list(sweep_zoo("sac_seer my/One-v0", 0, [], tmp_path))

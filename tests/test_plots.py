@@ -234,17 +234,34 @@ def test_what_cannot_be_drawn_together_is_said(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("n_bytes", [0, 100])
+@pytest.mark.parametrize("content", [b"", b"PK", bytes(100)])
 def test_evaluations_that_were_killed_while_written_are_named(
-    n_bytes: int, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "rainbow" / "Light-v0_1"
     folder.mkdir(parents=True)
-    whole = (logs / "rainbow" / "Light-v0_1" / "evaluations.npz").read_bytes()
-    (folder / "evaluations.npz").write_bytes(whole[:n_bytes])
+    (folder / "evaluations.npz").write_bytes(content)
     with pytest.raises(SystemExit):
         main([str(folder), "-o", str(tmp_path / "figure.png")])
     assert f"{folder / 'evaluations.npz'} is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_log_is_named(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "rainbow" / "Light-v0_1"
+    folder.mkdir(parents=True)
+    for name, content, message in (
+        ("flops.csv", "", "must have the columns timesteps, flops, seconds, frozen, got "),
+        ("flops.csv", "timesteps,flops,seconds,frozen\n10,7\n", "must have the columns"),
+        ("evaluations.npz", dict(timesteps=[10, 20, 10], results=np.ones((3, 1))), "must be of one learn()"),
+    ):
+        np.savez(folder / "evaluations.npz", timesteps=[10], results=[[1.0]])
+        if isinstance(content, dict):
+            np.savez(folder / name, **content)
+        else:
+            (folder / name).write_text(content)
+        with pytest.raises(SystemExit):
+            main([str(folder), "-x", "flops", "-o", str(tmp_path / "figure.png")])
+        assert str(folder / name) in (error := capsys.readouterr().err) and message in error
 
 
 def test_other_axes_are_refused(logs: Path, capsys: pytest.CaptureFixture) -> None:

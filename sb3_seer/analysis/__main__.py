@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layer", help="attention: name of a layer, by default the last convolution")
     parser.add_argument("--quantities", nargs="+", help="probe: their names, by default all")
     args = parser.parse_args(arguments)
+    if args.n_steps < 20:
+        parser.error(f"`--n-steps` must be >= 20, got {args.n_steps}")
+    for option, what in (("layer", "attention"), ("quantities", "probe")):
+        if getattr(args, option) is not None and args.what != what:
+            parser.error(f"`--{option}` is only for {what}, got it with {args.what}")
     rows: Rows = []
     try:
         with contextlib.redirect_stdout(sys.stderr):  # RL Zoo prints as it makes the environment

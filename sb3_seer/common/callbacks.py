@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 
-from sb3_seer.common.auto_freeze import AutoFreeze
+from sb3_seer.common import auto_freeze
 from sb3_seer.common.utils import warn
 
 # Of a longer training, observations that the range of uint8 latents must be fitted on
@@ -75,6 +75,8 @@ class FreezeEncoderCallback(BaseCallback):
                 f"`min_fraction` and `max_fraction` must be 0 <= min_fraction <= max_fraction <= 1, "
                 f"got {min_fraction!r} and {max_fraction!r}"
             )
+        if checked != "auto" and (min_fraction, max_fraction) != (0.05, 0.5):
+            raise ValueError(f'`min_fraction` and `max_fraction` are only for "auto", got freeze_after={checked!r}')
         self.freeze_after = checked
         self.min_fraction, self.max_fraction = min_fraction, max_fraction
 
@@ -83,7 +85,14 @@ class FreezeEncoderCallback(BaseCallback):
             raise ValueError(f"`model` of a FreezeEncoderCallback must be a SEER algorithm, got {type(self.model).__name__}")
         self.model._check_has_encoder()
         if self.freeze_after == "auto" and self.model.auto_freeze is None and not self.model.encoder_frozen:
-            self.model.auto_freeze = AutoFreeze(np.random.default_rng(self.model.seed))
+            capacity = self.model.replay_buffer.buffer_size * self.model.n_envs
+            if capacity < auto_freeze.N_TRANSITIONS:
+                outcome = "never frozen" if self.max_fraction == 1 else f"frozen at max_fraction={self.max_fraction}"
+                warn(
+                    f'freeze_after="auto" measures {auto_freeze.N_TRANSITIONS} transitions, and buffer_size is {capacity}: '
+                    f"the encoder is {outcome}"
+                )
+            self.model.auto_freeze = auto_freeze.AutoFreeze(np.random.default_rng(self.model.seed))
 
     def _on_training_start(self) -> None:
         if isinstance(self.freeze_after, float) and self.model._n_updates > 0:
