@@ -201,7 +201,7 @@ def test_it_says_why_it_freezes(small_checks, monkeypatch, capsys):
 def test_what_has_no_effect_is_said():
     with pytest.warns(UserWarning, match="buffer_size is 100: the encoder is frozen at max_fraction=0.5"):
         assert frozen_at(make_model(SEERDQN, freeze_after="auto", buffer_size=100), 100) == 50
-    with pytest.raises(ValueError, match="only for \"auto\", got freeze_after=30"):
+    with pytest.raises(ValueError, match='only for "auto", got freeze_after=30'):
         FreezeEncoderCallback(30, max_fraction=0.8)
 
 

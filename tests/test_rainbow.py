@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import stable_baselines3.common.save_util
 import torch as th
 import yaml
 from gymnasium import spaces
@@ -16,6 +17,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from sb3_seer import SEERDQN, SEERQRDQN, LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
@@ -526,6 +528,57 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
 
     assert_same(train_on(model), train_on(loaded))
     loaded.learn(20, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("prioritized_replay", [False, True])
+def test_a_buffer_of_images_is_saved_as_the_rows_that_are_filled(prioritized_replay, tmp_path, monkeypatch):
+    kwargs: dict[str, Any] = dict(prioritized_replay=prioritized_replay, buffer_size=5000)
+    model = make_rainbow(replay_buffer_class=LatentReplayBuffer, **kwargs)
+    model.learn(40)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    assert (tmp_path / "buffer.pkl").stat().st_size < model.replay_buffer.nbytes / 10
+    loaded = Rainbow.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    for each in (model, loaded):
+        np.random.seed(1)
+        th.manual_seed(1)
+        each.set_logger(model.logger)
+        each.train(gradient_steps=5, batch_size=8)
+    assert_same(model.policy.state_dict(), loaded.policy.state_dict())
+    # With SEER it becomes latents
+    seer = make_rainbow(SEERRainbow, freeze_after=10, **kwargs)
+    seer.load_replay_buffer(tmp_path / "buffer")
+    seer.learn(20)
+    assert seer.replay_buffer.stage == "latents" and seer.replay_buffer.size() == 40 + 20
+    seer.save_replay_buffer(tmp_path / "latents")
+    with pytest.raises(ValueError, match=r"holds latents of encoder .* but the encoder of this model is not frozen"):
+        loaded.load_replay_buffer(tmp_path / "latents")
+    # As versions before saved it
+    save_to_pkl(tmp_path / "pickle.pkl", model.replay_buffer)
+    loaded.load_replay_buffer(tmp_path / "pickle")
+    assert loaded.replay_buffer.size() == 40 and loaded.learn(10, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MlpPolicy"])
+def test_a_save_that_fails_leaves_the_file_before_it(policy, tmp_path, monkeypatch):
+    model = make_rainbow(policy=policy)
+    model.learn(20)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    for save, module, name in (
+        (model.save, th, "save"),
+        (model.save_replay_buffer, stable_baselines3.common.save_util.pickle, "dump"),
+    ):
+        save(tmp_path / "file")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                save(tmp_path / "file")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -87,14 +87,14 @@ def save_buffer(buffer: LatentReplayBuffer, path: PathOrFile, verbose: int = 0) 
 
 
 def load_buffer(
-    path: PathOrFile, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool, verbose: int = 0
+    path: PathOrFile, make_buffer: MakeBuffer, policy: SEERPolicy | None, frozen: bool, verbose: int = 0
 ) -> LatentReplayBuffer:
     """
     :param path: of a file that ``save_buffer()`` wrote, or of a pickle of SB3's ``ReplayBuffer``, ``DictReplayBuffer`` or
         ``NStepReplayBuffer``, whose transitions are added as images, oldest first
     :param make_buffer: makes an empty buffer for the model, given ``buffer_size``, ``n_stack`` and
         ``handle_timeout_termination``; other settings (n-step returns, augmentation, priorities...) are the model's
-    :param policy: of the model
+    :param policy: of the model. None for one without an encoder to freeze, which also loads a pickled ``LatentReplayBuffer``
     :param frozen: whether its encoder is frozen
     :param verbose: Verbosity level
     :return: a buffer that goes on as the saved one would have done; an empty one holds images
@@ -109,8 +109,9 @@ def load_buffer(
         magic = file.read(4)
         file.seek(start)
         if not b"PK\x03\x04".startswith(magic):
-            buffer = _from_sb3_pickle(file, name, make_buffer, verbose)
-            buffer.set_encoder(policy)
+            buffer = _from_pickle(file, name, make_buffer, policy, verbose)
+            if policy is not None:
+                buffer.set_encoder(policy)
             return buffer
         try:
             with np.load(file, allow_pickle=False) as arrays:
@@ -183,7 +184,9 @@ def _read(arrays: NpzFile, name: str, array: np.ndarray, rows: np.ndarray) -> No
 # ---- loading ----
 
 
-def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SEERPolicy, frozen: bool) -> LatentReplayBuffer:
+def _from_arrays(
+    arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SEERPolicy | None, frozen: bool
+) -> LatentReplayBuffer:
     """See ``load_buffer()``."""
     if "meta.json" in arrays.files:  # version 1
         contents = json.loads(bytes(arrays["meta.json"]))
@@ -199,7 +202,7 @@ def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SE
     ours = make_buffer(buffer_size=1)
     _check_same(path, ours, {name: meta[name] for name in (*SPACES, "n_envs")})
     if meta["stage"] == "latents" and meta["n_valid"] > 0:
-        fingerprint = policy.encoder_fingerprint() if frozen else "not frozen"
+        fingerprint = policy.encoder_fingerprint() if policy is not None and frozen else "not frozen"
         if meta["encoder_fingerprint"] != fingerprint:
             raise ValueError(
                 f"The replay buffer in {path} holds latents of encoder {meta['encoder_fingerprint']}, "
@@ -210,7 +213,8 @@ def _from_arrays(arrays: NpzFile, path: str, make_buffer: MakeBuffer, policy: SE
         _check_same(path, ours.encoder, dict(n_augmentations=meta["n_augmentations"]))
     settings = {name: meta[name] for name in ("n_stack", "handle_timeout_termination")}
     buffer = make_buffer(buffer_size=meta["image_transitions"], **settings)
-    buffer.set_encoder(policy)
+    if policy is not None:
+        buffer.set_encoder(policy)
     if meta["n_valid"] == 0:
         return buffer
     if "codec_scale" in arrays:
@@ -299,12 +303,16 @@ def _without_bounds(description: str) -> str:
     return re.sub(r"Box\([^(]*\(", "Box((", description)
 
 
-def _from_sb3_pickle(file: io.BufferedIOBase, path: str, make_buffer: MakeBuffer, verbose: int) -> LatentReplayBuffer:
+def _from_pickle(
+    file: io.BufferedIOBase, path: str, make_buffer: MakeBuffer, policy: SEERPolicy | None, verbose: int
+) -> LatentReplayBuffer:
     """See ``load_buffer()``."""
     try:
         theirs = load_from_pkl(file, verbose)
     except (pickle.UnpicklingError, EOFError, LookupError, ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is neither a replay buffer of sb3_seer nor a pickle of one of SB3's ({error!r})") from error
+    if isinstance(theirs, LatentReplayBuffer) and policy is None:
+        return theirs
     if isinstance(theirs, LatentReplayBuffer):
         raise ValueError(f"{path} is a pickled LatentReplayBuffer. Only algorithms without an encoder to freeze load it")
     if type(theirs) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer):

@@ -3,7 +3,6 @@
 import pathlib
 import time
 import warnings
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,7 +10,6 @@ import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -29,7 +27,8 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, is_prioritized
 from sb3_seer.common.process import multiplies_bfloat16, return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.save_util import PathOrFile, open_atomic
+from sb3_seer.common.save_util import PathOrFile
+from sb3_seer.common.saving import AtomicSaving
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import check_positive_int, warn
@@ -44,7 +43,7 @@ OTHER_BUFFERS = {
 }
 
 
-class SEERMixin(OffPolicyAlgorithm):
+class SEERMixin(AtomicSaving):
     """
     Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
 
@@ -454,23 +453,6 @@ class SEERMixin(OffPolicyAlgorithm):
 
     # ---- saving and loading ----
 
-    def save(
-        self,
-        path: PathOrFile,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file. A file at ``path`` is replaced once
-        the new one is complete: whatever happens, there is a whole file, the old one or the new one.
-
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
-        """
-        with open_atomic(path, "zip") as file:
-            super().save(file, exclude, include)
-
     def save_replay_buffer(self, path: PathOrFile) -> None:
         """
         Save the replay buffer: an uncompressed zip of numpy's arrays, of the rows that are filled. A file at ``path`` is
@@ -480,9 +462,8 @@ class SEERMixin(OffPolicyAlgorithm):
         """
         if isinstance(self.policy, SEERPolicy):
             save_buffer(self.replay_buffer, path, self.verbose)
-            return
-        with open_atomic(path, "pkl", self.verbose) as file:
-            super().save_replay_buffer(file)
+        else:
+            super().save_replay_buffer(path)
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """

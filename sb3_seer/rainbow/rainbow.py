@@ -10,18 +10,21 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
+from sb3_seer.common.buffer_file import load_buffer, save_buffer
 from sb3_seer.common.observations import find_n_stack
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.process import zero_subnormals
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
+from sb3_seer.common.save_util import PathOrFile
+from sb3_seer.common.saving import AtomicSaving
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
 
 SelfRainbow = TypeVar("SelfRainbow", bound="Rainbow")
 
 
-class Rainbow(WeightedUpdates, DQN):
+class Rainbow(AtomicSaving, WeightedUpdates, DQN):
     """
     Rainbow: DQN with double Q-learning, dueling networks, value distributions (C51), noisy layers, n-step returns and,
     if wanted, prioritised replay.
@@ -120,21 +123,26 @@ class Rainbow(WeightedUpdates, DQN):
                 f"`n_steps` must be 1 and `prioritized_replay` False with Dict observations, got {self.n_steps} and "
                 f"{self.prioritized_replay}. With images among them, LatentReplayBuffer has both"
             )
-        kwargs: dict[str, Any] = dict(n_steps=self.n_steps, gamma=self.gamma)
-        if takes_images:
-            self.n_stack = find_n_stack(self.env) if self.env is not None else self.n_stack
-            kwargs["n_stack"] = self.n_stack
-        kwargs.update(self._priority_kwargs(buffer_class))
+        if takes_images and self.env is not None:
+            self.n_stack = find_n_stack(self.env)
         self.replay_buffer_class = buffer_class
-        self.replay_buffer = buffer_class(
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
+        self.replay_buffer = self._new_replay_buffer()
+
+    def _new_replay_buffer(self, **overrides: Any) -> Any:
+        """:return: an empty replay buffer of ``replay_buffer_class``, which takes ``n_steps``"""
+        buffer_class: Any = self.replay_buffer_class
+        kwargs = dict(
+            buffer_size=self.buffer_size,
             device=self.device,
             n_envs=self.n_envs,
             optimize_memory_usage=self.optimize_memory_usage,
-            **{**kwargs, **self.replay_buffer_kwargs},
+            n_steps=self.n_steps,
+            gamma=self.gamma,
         )
+        if issubclass(buffer_class, LatentReplayBuffer):
+            kwargs["n_stack"] = self.n_stack
+        kwargs |= self._priority_kwargs(buffer_class) | self.replay_buffer_kwargs | overrides
+        return buffer_class(observation_space=self.observation_space, action_space=self.action_space, **kwargs)
 
     def _priority_kwargs(self, buffer_class: type[ReplayBuffer]) -> dict[str, Any]:
         """:return: arguments of a replay buffer of this class that follow from ``prioritized_replay``"""
@@ -202,6 +210,32 @@ class Rainbow(WeightedUpdates, DQN):
         progress_bar: bool = False,
     ) -> SelfRainbow:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save_replay_buffer(self, path: PathOrFile) -> None:
+        """
+        Save the replay buffer: a ``LatentReplayBuffer`` as an uncompressed zip of numpy's arrays, of the rows that are filled,
+        any other as a pickle. A file at ``path`` is replaced once the new one is complete.
+
+        :param path: path to the file where the replay buffer should be saved
+        """
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            save_buffer(self.replay_buffer, path, self.verbose)
+        else:
+            super().save_replay_buffer(path)
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer.
+
+        :param path: path to a replay buffer that ``save_replay_buffer`` wrote
+        :param truncate_last_traj: no effect, as in SB3 without hindsight
+        :raises ValueError: if a ``LatentReplayBuffer``'s file is damaged, of another shape, or holds latents
+        """
+        buffer_class = self.replay_buffer_class
+        if buffer_class is not None and issubclass(buffer_class, LatentReplayBuffer):
+            self.replay_buffer = load_buffer(path, self._new_replay_buffer, None, False, self.verbose)
+        else:
+            super().load_replay_buffer(path, truncate_last_traj)
 
 
 def gather_actions(logits: th.Tensor, actions: th.Tensor) -> th.Tensor:
