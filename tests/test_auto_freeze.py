@@ -263,8 +263,14 @@ def test_bad_input():
     for make in (lambda: make_model(SEERDQN, freeze_after="never"), lambda: FreezeEncoderCallback(when="never")):
         with pytest.raises(ValueError, match=r'`freeze_after` must be .*"auto" or None \(never\), got \'never\''):
             make()
-    for bounds in (dict(min_fraction=-0.1), dict(max_fraction=1.1), dict(min_fraction=0.6), dict(max_fraction=float("nan"))):
-        with pytest.raises(ValueError, match=r"must be 0 <= min_fraction <= max_fraction <= 1, got"):
+    for bounds, message in (
+        (dict(min_fraction=-0.1), "`min_fraction` must be between 0 and 1, got -0.1"),
+        (dict(min_fraction="0.1"), "`min_fraction` must be between 0 and 1, got '0.1'"),
+        (dict(max_fraction=1.1), "`max_fraction` must be between 0.05 and 1, got 1.1"),
+        (dict(min_fraction=0.6), "`max_fraction` must be between 0.6 and 1, got 0.5"),
+        (dict(max_fraction=float("nan")), "`max_fraction` must be between 0.05 and 1, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
             FreezeEncoderCallback(when="auto", **bounds)
 
 

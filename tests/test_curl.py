@@ -452,6 +452,8 @@ def test_without_images_it_is_sac(tmp_path):
         (dict(actor_update_freq=None), "`actor_update_freq` must be an integer >= 1, got None"),
         (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),
         (dict(encoder_tau=1.5), "`encoder_tau` must be between 0 and 1, got 1.5"),
+        (dict(encoder_learning_rate=-1), "`encoder_learning_rate` must be a number >= 0, got -1"),
+        (dict(cpc_learning_rate=math.nan), "`cpc_learning_rate` must be a number >= 0, got nan"),
     ],
 )
 def test_what_is_not_allowed_is_refused(kwargs, message):

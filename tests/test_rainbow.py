@@ -586,6 +586,8 @@ def test_a_save_that_fails_leaves_the_file_before_it(policy, tmp_path, monkeypat
     [
         (dict(policy_kwargs=dict(n_atoms=0)), "`n_atoms` must be an integer >= 1, got 0"),
         (dict(policy_kwargs=dict(v_min=1.0, v_max=1.0)), "`v_min` and `v_max` must be finite, v_min < v_max, got 1.0 and 1.0"),
+        (dict(prioritized_replay="False"), "`prioritized_replay` must be True or False, got 'False'"),
+        (dict(double_q=1), "`double_q` must be True or False, got 1"),
         (dict(policy_kwargs=dict(sigma0=0.0)), "`sigma0` must be finite and > 0, got 0.0"),
         (
             dict(prioritized_replay=True, replay_buffer_class=ReplayBuffer),

@@ -1,5 +1,6 @@
 """What SEERSAC adds to SAC: averages over augmentations, and rates and initial weights of its own."""
 
+import math
 from typing import Any
 
 import pytest
@@ -146,6 +147,19 @@ def test_policies_are_rebuilt_from_their_parameters(tmp_path):
         (dict(actor_update_freq=0), "`actor_update_freq` must be an integer >= 1, got 0"),
         (dict(target_update_interval=0.5), "`target_update_interval` must be an integer >= 1, got 0.5"),
         (dict(encoder_tau=1.5), "`encoder_tau` must be between 0 and 1, got 1.5"),
+        (dict(encoder_tau="0.5"), "`encoder_tau` must be between 0 and 1, got '0.5'"),
+        (dict(n_augmentations=0), "`n_augmentations` must be an integer >= 1, got 0"),
+        (dict(n_augmentations="4"), "`n_augmentations` must be an integer >= 1, got '4'"),
+        (dict(ent_coef_learning_rate=math.inf), "`ent_coef_learning_rate` must be a number >= 0, got inf"),
+        (dict(ent_coef_learning_rate=lambda progress: -progress), "`ent_coef_learning_rate` must be a number >= 0, got -1.0"),
+        (dict(ent_coef_betas=0.9), "`ent_coef_betas` must be two numbers, got 0.9"),
+        (dict(ent_coef_betas=(0.9, 2)), "`ent_coef_betas` must be between 0 and 1, got 2"),
+        (dict(gamma=0.9, replay_buffer_kwargs=dict(gamma=0.5)), "`gamma` of replay_buffer_kwargs must be 0.9, as in this"),
+        (dict(replay_buffer_kwargs=dict(alpha=0.5)), "`prioritized` must be True with alpha=0.5"),
+        (
+            dict(augmentation=nn.AvgPool2d(2), augmentation_kwargs=None),
+            r"`augmentation` must map images of shape .* and dtype torch.uint8, got Not",
+        ),
         (dict(policy_kwargs=dict(log_std_bounds=(2, -10))), "`log_std_bounds` must be two increasing numbers"),
         (dict(policy_kwargs=dict(log_std_bounds=(-10, 2)), use_sde=True), "`log_std_bounds` must be None with use_sde=True"),
     ],

@@ -221,8 +221,11 @@ def test_a_refused_policy_leaves_the_weights_as_they_were(tmp_path):
 
 
 def test_files_that_are_no_saved_models(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        make_model(SEERDQN, pretrained_encoder=str(tmp_path / "nothing"))
+    for path in (tmp_path / "nothing", tmp_path, "", 5):
+        with pytest.raises(FileNotFoundError, match="`pretrained_encoder` must be the path of a saved model, got "):
+            make_model(SEERDQN, pretrained_encoder=path)
+    with pytest.warns(UserWarning, match="pretrained_part='policy' has no effect"):
+        make_model(SEERDQN, pretrained_part="policy")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match=r"text.zip"):
         make_model(SEERDQN, pretrained_encoder=str(tmp_path / "text.zip"))

@@ -222,11 +222,14 @@ class Table:
         wrappers = [wrapper for wrapper in settings["env_wrapper"] if isinstance(wrapper, dict)]
         repeat = next((w["sb3_seer.envs.ActionRepeat"]["repeat"] for w in wrappers if "sb3_seer.envs.ActionRepeat" in w), 1)
         n_timesteps = max(steps // repeat, 1)
+        first = settings["learning_starts"]
+        if n_timesteps <= first:
+            raise ValueError(f"`--steps` must be larger: {agent.name} trains for {n_timesteps}, learning_starts={first:,}")
         params = [param.format(n_timesteps=n_timesteps) for param in agent.params]
         freeze_after, whole = settings.get("freeze_after"), settings["n_timesteps"]
         is_given = any(param.startswith("freeze_after:") for param in params)
         if isinstance(freeze_after, int) and n_timesteps < whole and not is_given:
-            scaled, first = round(freeze_after * n_timesteps / whole), settings["learning_starts"]
+            scaled = round(freeze_after * n_timesteps / whole)
             if scaled <= first:
                 raise ValueError(f"`--steps` must be larger: {agent.name}'s T_f={scaled} is before learning_starts={first:,}")
             params.append(f"freeze_after:{scaled}")

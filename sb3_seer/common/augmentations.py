@@ -126,7 +126,7 @@ def augmented_sizes(
     :param images: spaces of the images, by key
     :param device: of the module
     :return: (height, width) of the augmented images, by key, where they are smaller than the images
-    :raises ValueError: if they are larger, or have another dtype or number of channels
+    :raises ValueError: if it fails, or if they are larger, or have another dtype or number of channels
     """
     sizes: dict[str, tuple[int, int]] = {}
     if augmentation is None:
@@ -136,7 +136,12 @@ def augmented_sizes(
         batch = th.as_tensor(np.zeros((1, *box.shape), dtype=box.dtype), device=device)
         # Trying it out must not move the random numbers of the training
         with th.random.fork_rng(devices=[device] if device.type == "cuda" else []), th.no_grad():
-            output = augmentation(batch)
+            try:
+                output = augmentation(batch)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(
+                    f"`augmentation` must map images of shape {tuple(batch.shape)} and dtype {batch.dtype}, got {error!r}"
+                ) from error
         if output.dtype != batch.dtype:
             raise ValueError(f"`augmentation` must return images of dtype {batch.dtype}, got {output.dtype}")
         if output.ndim != 4 or output.shape[:2] != (1, channels) or any(np.greater(output.shape[2:], (height, width))):

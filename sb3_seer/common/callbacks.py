@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 
 from sb3_seer.common import auto_freeze
-from sb3_seer.common.utils import warn
+from sb3_seer.common.utils import check_number, warn
 
 # Of a longer training, observations that the range of uint8 latents must be fitted on
 MIN_FIT_OBSERVATIONS = 256
@@ -70,11 +70,8 @@ class FreezeEncoderCallback(BaseCallback):
         checked = check_freeze_after(freeze_after if when is None else when)
         if checked is None:
             raise ValueError('`freeze_after` of a FreezeEncoderCallback must be an int, a float or "auto", got None')
-        if not 0 <= min_fraction <= max_fraction <= 1:
-            raise ValueError(
-                f"`min_fraction` and `max_fraction` must be 0 <= min_fraction <= max_fraction <= 1, "
-                f"got {min_fraction!r} and {max_fraction!r}"
-            )
+        check_number("min_fraction", min_fraction, 0, 1)
+        check_number("max_fraction", max_fraction, min_fraction, 1)
         if checked != "auto" and (min_fraction, max_fraction) != (0.05, 0.5):
             raise ValueError(f'`min_fraction` and `max_fraction` are only for "auto", got freeze_after={checked!r}')
         self.freeze_after = checked

@@ -132,6 +132,8 @@ class LatentReplayBuffer(ReplayBuffer):
         self.buffer_size = max(int(buffer_size) // self.n_envs, 1)
         if prioritized:
             self.priorities = Priorities(1, alpha, beta, final_beta)  # larger once there is memory
+        elif (alpha, beta, final_beta) != (0.6, 0.4, 1.0):
+            raise ValueError(f"`prioritized` must be True with alpha={alpha}, beta={beta}, final_beta={final_beta}, got False")
         self.stage = "images"
         self.nbytes = self.buffer_size * self.n_envs * self.layout.frame_bytes
         self.n_valid = 0  # rows that hold transitions
@@ -421,7 +423,7 @@ class LatentReplayBuffer(ReplayBuffer):
         """
         Transitions as they were added, not augmented; no random number is drawn.
 
-        :param indices: from 0 to ``size() * n_envs - 1``, shape ``(batch_size,)``
+        :param indices: from 0 to ``size() * n_envs - 1``, in the order of the ring, shape ``(batch_size,)``
         :return: the images of the observations and of the next ones (one step later), and the actions
         :raises ValueError: in the latents stage
         """

@@ -219,6 +219,12 @@ class SEERMixin(AtomicSaving):
                 f"`observation_space` must have images (a Box of 3 dimensions) with {policy}, got {self.observation_space}"
             )
         self._check_vec_normalize(images)
+        check_positive_int("n_augmentations", self.n_augmentations)
+        for name, value in self.replay_buffer_kwargs.items():
+            if name != "n_stack" and name in vars(self) and vars(self)[name] != value:
+                raise ValueError(
+                    f"`{name}` of replay_buffer_kwargs must be {vars(self)[name]!r}, as in this algorithm, got {value!r}"
+                )
         buffer_class = self.replay_buffer_class
         if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, LatentReplayBuffer)):
             name = getattr(buffer_class, "__name__", repr(buffer_class))
@@ -228,6 +234,8 @@ class SEERMixin(AtomicSaving):
         if self.pretrained_part not in PRETRAINED_PARTS:
             allowed = " or ".join(map(repr, PRETRAINED_PARTS))
             raise ValueError(f"`pretrained_part` must be {allowed}, got {self.pretrained_part!r}")
+        if self.pretrained_part != "encoder" and self.pretrained_encoder is None:
+            warn(f"pretrained_part={self.pretrained_part!r} has no effect without a pretrained_encoder")
         if self.freeze_after == 0 and self.latent_dtype == "uint8" and not self.encoder_frozen:
             raise ValueError(
                 '`latent_dtype` must be "float32" or "float16" with freeze_after=0, got "uint8": its range is fitted on the '

@@ -1,5 +1,6 @@
 """Weights of a saved model, for a new one."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -26,6 +27,8 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
     :raises ValueError: if the file has no model with an encoder; if a weight is missing or has another shape there, or if
         networks share a weight here but not there. The policy keeps its weights then
     """
+    if not any(os.path.isfile(file) for file in (str(path), f"{path}.zip")):
+        raise FileNotFoundError(f"`pretrained_encoder` must be the path of a saved model, got {str(path)!r}")
     _, parameters, _ = load_from_zip_file(path, load_data=False, device=policy.device)
     saved: Any = parameters.get("policy", {})
     networks = [name for name in dict.fromkeys(map(_network, saved)) if name and not name.endswith("_target")]

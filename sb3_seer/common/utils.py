@@ -1,5 +1,6 @@
-"""Warnings that point at the user's line, and a check of numbers."""
+"""Warnings that point at the user's line, and checks of numbers."""
 
+import math
 import sys
 import warnings
 from types import FrameType
@@ -33,3 +34,36 @@ def check_positive_int(name: str, value: Any, *others: Any) -> None:
     if not (is_int and value >= 1) and value not in others:
         allowed = " or ".join([*map(str, others), "an integer >= 1"])
         raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """
+    :param name: of a parameter
+    :param value: what the user gave
+    :param low: least value that is allowed
+    :param high: largest value that is allowed
+    :raises ValueError: if the value is not a finite number between them
+    """
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high and math.isfinite(value)):
+        allowed = f"a number >= {low}" if high == math.inf else f"between {low} and {high}"
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def check_learning_rate(name: str, value: Any) -> None:
+    """
+    :param name: of a parameter
+    :param value: what the user gave: a number, or a function of the progress remaining
+    :raises ValueError: if the value, at the start of the training, is not a finite number >= 0
+    """
+    check_number(name, value(1.0) if callable(value) else value, 0)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """
+    :param name: of a parameter
+    :param value: what the user gave
+    :raises ValueError: if the value is not a bool
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}")

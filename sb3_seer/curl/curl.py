@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sb3_seer.common.flops import Passes
 from sb3_seer.common.observations import map_parts
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.utils import check_positive_int
+from sb3_seer.common.utils import check_learning_rate, check_positive_int
 from sb3_seer.curl.policies import (
     EXTRACTOR_GROUP,
     CnnPolicy,
@@ -128,6 +128,8 @@ class SEERCURL(SEERSAC):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_positive_int("cpc_update_freq", self.cpc_update_freq, None)
+        for name in ("encoder_learning_rate", "cpc_learning_rate"):
+            check_learning_rate(name, getattr(self, name))
         if not issubclass(self.policy_class, SEERCURLPolicy):
             raise ValueError(f"`policy` must be a policy of sb3_seer.curl, got {self.policy_class}")
         if self.augmentation is None and self.cpc_update_freq is not None:

@@ -18,6 +18,7 @@ from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile
 from sb3_seer.common.saving import AtomicSaving
+from sb3_seer.common.utils import check_bool
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
 
@@ -67,7 +68,7 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         ``PrioritizedReplayBuffer`` are given ``n_steps`` and ``gamma``, and the number of stacked frames is found in the
         wrappers. ``exploration_*`` have no effect with noisy layers. ``policy_kwargs``: see
         :class:`~sb3_seer.rainbow.policies.RainbowPolicy`
-    :raises ValueError: for priorities or n-step returns that the replay buffer does not support
+    :raises ValueError: for an invalid parameter; for priorities or n-step returns that the replay buffer does not support
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -82,6 +83,8 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
     def __init__(
         self, *args: Any, n_steps: int = 3, double_q: bool = True, prioritized_replay: bool = False, **kwargs: Any
     ) -> None:
+        check_bool("double_q", double_q)
+        check_bool("prioritized_replay", prioritized_replay)
         self.double_q = double_q
         self.prioritized_replay = prioritized_replay
         self.n_stack = 1

@@ -1,6 +1,7 @@
 from collections import defaultdict
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import Schedule
@@ -12,7 +13,7 @@ from sb3_seer.common.flops import Passes
 from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from sb3_seer.common.utils import check_positive_int
+from sb3_seer.common.utils import check_learning_rate, check_number, check_positive_int
 from sb3_seer.sac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SEERSACPolicy, split_parameters
 
 
@@ -43,8 +44,8 @@ class SEERSAC(SEERMixin, SAC):
         training (CURL and DrQ: 2)
     :param encoder_tau: Polyak coefficient of the target critic's features extractor, between 0 and 1 (CURL: 0.05).
         None: ``tau``, as for the Q-networks
-    :param ent_coef_learning_rate: of the entropy coefficient; a number, or a function of the progress remaining (from 1
-        to 0). None: ``learning_rate``
+    :param ent_coef_learning_rate: of the entropy coefficient, if it is learned; a number, or a function of the progress
+        remaining (from 1 to 0). None: ``learning_rate``
     :param ent_coef_betas: Adam's betas for the entropy coefficient (CURL: (0.5, 0.999))
     :param kwargs: as for SB3's SAC and ``SEERMixin``
     :raises ValueError: for an invalid parameter
@@ -82,8 +83,14 @@ class SEERSAC(SEERMixin, SAC):
                 f"`n_views` must be <= n_augmentations={self.n_augmentations}, got {self.n_views}: "
                 "the views are different augmented copies"
             )
-        if self.encoder_tau is not None and not 0.0 <= self.encoder_tau <= 1.0:
-            raise ValueError(f"`encoder_tau` must be between 0 and 1, got {self.encoder_tau!r}")
+        if self.encoder_tau is not None:
+            check_number("encoder_tau", self.encoder_tau, 0, 1)
+        if self.ent_coef_learning_rate is not None:
+            check_learning_rate("ent_coef_learning_rate", self.ent_coef_learning_rate)
+        if np.shape(self.ent_coef_betas) != (2,):
+            raise ValueError(f"`ent_coef_betas` must be two numbers, got {self.ent_coef_betas!r}")
+        for beta in self.ent_coef_betas:
+            check_number("ent_coef_betas", beta, 0, 1)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
