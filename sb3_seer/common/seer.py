@@ -270,20 +270,21 @@ class SEERMixin(AtomicSaving):
         return None if augmentation is None else augmentation.to(self.device)
 
     def _make_replay_buffer(self, augmentation: nn.Module | None, **overrides: Any) -> LatentReplayBuffer:
-        kwargs: dict[str, Any] = dict(
-            buffer_size=self.buffer_size, n_steps=self.n_steps, gamma=self.gamma, n_stack=self.n_stack
-        )
-        buffer_class: Any = self.replay_buffer_class or LatentReplayBuffer
-        buffer: LatentReplayBuffer = buffer_class(
-            observation_space=self.observation_space,
-            action_space=self.action_space,
+        kwargs = dict(
+            buffer_size=self.buffer_size,
             device=self.device,
             n_envs=self.n_envs,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            n_stack=self.n_stack,
             n_augmentations=self.n_augmentations,
-            augmentation=augmentation,
             latent_dtype=self.latent_dtype,
             max_latent_buffer_size=self.max_latent_buffer_size,
-            **{**kwargs, **self.replay_buffer_kwargs, **overrides},
+        )
+        kwargs |= self.replay_buffer_kwargs | overrides
+        buffer_class: Any = self.replay_buffer_class or LatentReplayBuffer
+        buffer: LatentReplayBuffer = buffer_class(
+            observation_space=self.observation_space, action_space=self.action_space, augmentation=augmentation, **kwargs
         )
         if buffer.priorities is not None:
             buffer.priorities.progress_remaining = self._current_progress_remaining
