@@ -649,7 +649,6 @@ def mean_return(model, env: gym.Env) -> float:
     [
         (Rainbow, "CnnPolicy", {}),
         (SEERRainbow, "CnnPolicy", dict(freeze_after=500)),
-        (Rainbow, "MlpPolicy", {}),
         (Rainbow, "MlpPolicy", dict(prioritized_replay=True)),
     ],
 )
