@@ -62,6 +62,16 @@ def test_freeze_at_zero_stores_latents_from_the_first_step():
     assert model.replay_buffer.size() == 30
 
 
+def test_the_range_of_uint8_is_fitted_on_the_ends_of_episodes_too():
+    model = make_model(SEERDQN, freeze_after=None, latent_dtype="uint8")
+    dark, bright = np.zeros((1, 1, 16, 16), np.uint8), np.full((1, 1, 16, 16), 255, np.uint8)
+    for step in range(1, 41):
+        ends = step % 20 == 0
+        model.replay_buffer.add(dark, bright if ends else dark, np.zeros(1), np.zeros(1), np.array([ends]), [{}])
+    model.freeze_encoder()
+    assert model.replay_buffer.encoder.n_clipped == 0
+
+
 def test_a_freeze_waits_for_observations_to_fit_the_range_of_uint8_on(tmp_path):
     """A callback that saves at T_f sees the step before the freeze. Resumed without its buffer, the model has no images."""
     model = make_model(SEERDQN, freeze_after=30, latent_dtype="uint8", buffer_size=20)

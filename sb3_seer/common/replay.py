@@ -1,6 +1,6 @@
 """The replay buffer: images until the encoder is frozen, latents from then on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -563,10 +563,17 @@ class LatentReplayBuffer(ReplayBuffer):
     def _fit_codec(self, images: ImageStore) -> None:
         total = self.n_valid * self.n_envs
         picks = np.linspace(0, total - 1, min(total, MAX_FIT_OBSERVATIONS)).astype(int)
-        self.encoder.fit_codec(
-            self.layout.to_images(images.observations(self.slots_of(some // self.n_envs), some % self.n_envs))
-            for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS))
-        )
+
+        def batches() -> Iterator[Observations]:
+            for some in np.array_split(picks, -(-len(picks) // MAX_ENCODER_INPUTS)):
+                slots, envs = self.slots_of(some // self.n_envs), some % self.n_envs
+                yield self.layout.to_images(images.observations(slots, envs))
+                # The last observation of an episode is the observation of no slot
+                ends = ~images.is_linked[slots, envs]
+                if ends.any():
+                    yield self.layout.to_images(images.next_observations(slots[ends], envs[ends]))
+
+        self.encoder.fit_codec(batches())
 
 
 def _repeat(tensor: th.Tensor, n_views: int) -> th.Tensor:
