@@ -531,7 +531,7 @@ def test_save_and_load(policy, network, prioritized_replay, tmp_path):
 
 
 @pytest.mark.parametrize("prioritized_replay", [False, True])
-def test_a_buffer_of_images_is_saved_as_the_rows_that_are_filled(prioritized_replay, tmp_path, monkeypatch):
+def test_a_buffer_of_images_is_saved_as_the_rows_that_are_filled(prioritized_replay, tmp_path):
     kwargs: dict[str, Any] = dict(prioritized_replay=prioritized_replay, buffer_size=5000)
     model = make_rainbow(replay_buffer_class=LatentReplayBuffer, **kwargs)
     model.learn(40)

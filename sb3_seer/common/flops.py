@@ -250,7 +250,7 @@ class FlopsCallback(BaseCallback):
         n_evaluations = sum(child.n_calls // child.eval_freq for child in self._evaluators if child.eval_freq > 0)
         if n_evaluations == self._seen[0]:
             count.seconds += now - self._time
-        elif frozen != self._seen[1]:  # the time of a freeze counts, that of the evaluation next to it does not
+        elif frozen != self._seen[1]:  # of a freeze and an evaluation in one step, only the freeze counts
             count.seconds += getattr(self.model, "freeze_seconds", 0.0)
         if (n_evaluations, frozen) != self._seen:
             row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
