@@ -1,5 +1,10 @@
+import os
+
 import pytest
 import torch as th
+
+# As on a machine without a GPU, and so in the processes that tests start: many expect tensors on the CPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
