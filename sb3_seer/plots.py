@@ -286,7 +286,11 @@ def plot(curves: Sequence[Curve], axes: Sequence[str] = ("steps",)) -> "Figure":
     handles = [Line2D([], [], color=colour, linewidth=1.8, label=name) for name, colour in colours.items()]
     if any_freeze:
         handles.append(Line2D([], [], color="grey", linestyle=":", linewidth=1.5, label="encoder frozen"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2 * len(axes), frameon=False)
+    for n_columns in range(2 * len(axes), 0, -1):  # as many as the figure is wide
+        legend = figure.legend(handles=handles, loc="outside upper center", ncols=n_columns, frameon=False)
+        if n_columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     return figure
 
 

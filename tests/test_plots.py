@@ -135,6 +135,15 @@ def test_unknown_axes_are_refused(axes) -> None:
         plot([], axes)
 
 
+def test_the_legend_fits_into_the_figure(logs: Path) -> None:
+    runs = [Run(folder) for folder in folders(logs, "rainbow/*")]
+    figure = plot([Curve("Light-v0", f"an agent with settings {number}", runs) for number in range(4)])
+    figure.draw_without_rendering()
+    legend = figure.legends[-1].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+    assert len(figure.legends) == 1
+
+
 def test_a_single_run_has_no_spread(logs: Path) -> None:
     (panel,) = plot(load_curves([logs / "rainbow" / "Light-v0_1"])).axes
     assert len(panel.lines) == 1 and not panel.collections
