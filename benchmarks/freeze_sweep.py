@@ -2,11 +2,12 @@
 When should an encoder be frozen? Trains with T_f at several fractions of the steps, never, and "auto": a table and a figure.
 
     PYTHONPATH=examples python -m benchmarks.freeze_sweep puck catch --seeds 0 1 -o freeze_sweep
-    PYTHONPATH=examples python -m benchmarks.freeze_sweep "sac_seer dm_control/cartpole-swingup-v0 -conf \
-        sac_seer_small_images.yml --eval-freq 2500 --eval-episodes 10" --params buffer_size:37500 -o cartpole_freeze
+    python -m benchmarks.freeze_sweep "sac_seer dm_control/cartpole-swingup-v0 -conf sac_seer_small_images.yml" \
+        --params buffer_size:37500 --jobs 2 -o cartpole_freeze
 
-On the two small tasks, the fractions go on from checkpoints of the run that is never frozen: until a freeze they are the same.
-Anything else is a training of RL Zoo (algorithm, environment, more arguments), made from the start if its logs are not there.
+The fractions go on from checkpoints of the run that is never frozen: until a freeze they are the same. All but puck and catch
+is trained by RL Zoo: algorithm, environment, and its -conf, -n, --eval-freq, --eval-episodes and --gym-packages. The same
+command again goes on where it was stopped.
 """
 
 import argparse
@@ -15,8 +16,6 @@ import hashlib
 import io
 import shlex
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +26,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack
 
+from benchmarks.reproduce.manifest import Row, read_settings
+from benchmarks.reproduce.runner import run
 from sb3_seer.plots import Run, make_figure
 from tests.helpers import PuckEnv, make_puck_model
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 STEPS = dict(puck=2000, catch=5000)
-Row = namedtuple("Row", "task seed freeze_after frozen_at mean_return flops")
+Result = namedtuple("Result", "task seed freeze_after frozen_at mean_return flops")
 
 
 def make_env(task: str, seed: int) -> Any:
@@ -48,11 +49,11 @@ def make_agent(task: str, seed: int, freeze_after: str | None) -> Any:
     return make_model(STEPS[task], **kwargs) if task == "catch" else make_puck_model(make_env(task, seed), **kwargs)
 
 
-def sweep_small(task: str, seed: int) -> Iterator[Row]:
-    def row(model: Any, freeze_after: Any) -> Row:
+def sweep_small(task: str, seed: int) -> Iterator[Result]:
+    def row(model: Any, freeze_after: Any) -> Result:
         mean_return = float(np.mean(evaluate_policy(model, make_env(task, 1000 + seed), n_eval_episodes=30)[0]))
         frozen_at = next((row.timesteps for row in model.flops_count.rows if row.frozen), None)
-        return Row(task, seed, str(freeze_after), frozen_at, mean_return, model.flops_count.flops)
+        return Result(task, seed, str(freeze_after), frozen_at, mean_return, model.flops_count.flops)
 
     checkpoints = {fraction: (io.BytesIO(), io.BytesIO()) for fraction in FRACTIONS}
 
@@ -73,24 +74,50 @@ def sweep_small(task: str, seed: int) -> Iterator[Row]:
     yield row(make_agent(task, seed, "auto").learn(STEPS[task]), "auto")
 
 
-def sweep_zoo(task: str, seed: int, params: list[str], folder: Path) -> Iterator[Row]:
-    algo, env, *arguments = shlex.split(task)
-    settings = hashlib.sha256(shlex.join([*arguments, *params]).encode()).hexdigest()[:8]
-    for freeze_after in (None, *FRACTIONS, "auto"):
-        logs = folder / f"{algo}_{env.replace('/', '-')}_{settings}_freeze_{freeze_after}_seed_{seed}"
-        running = logs.with_name(f"{logs.name}_running")
-        if not logs.exists():
-            shutil.rmtree(running, ignore_errors=True)
-            command = [sys.executable, "-m", "rl_zoo3.train", "--algo", algo, "--env", env, *arguments, "--seed", str(seed)]
-            subprocess.run([*command, "-f", str(running), "-params", f"freeze_after:{freeze_after!r}", *params], check=True)
-            if not list(running.glob("*/*/evaluations.npz")):
-                raise SystemExit(f"{task} was never evaluated: set a smaller --eval-freq. Its logs are in {running}")
-            running.rename(logs)
-        run = Run(next(logs.glob("*/*/evaluations.npz")).parent)
-        yield Row(f"{algo} {env}", seed, str(freeze_after), run.freeze(), float(run.returns[-1]), run.rows[-1].flops)
+def make_rows(task: str, seed: int, params: list[str]) -> dict[str, Row]:
+    """:return: the trainings of a task, by T_f. All but "auto" go on from the first one, which is never frozen"""
+    parser = argparse.ArgumentParser(prog=task)
+    parser.add_argument("algo")
+    parser.add_argument("env")
+    parser.add_argument("-conf")
+    parser.add_argument("-n", type=int)
+    parser.add_argument("--eval-freq", type=int)
+    parser.add_argument("--eval-episodes", type=int, default=10)
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    args = parser.parse_args(shlex.split(task))
+    n_timesteps = args.n or int(read_settings(args.algo, args.conf, args.env)["n_timesteps"])
+    steps = {fraction: round(fraction * n_timesteps) for fraction in FRACTIONS}
+    # Other settings are another training
+    settings = hashlib.sha256(shlex.join([task, *params]).encode()).hexdigest()[:8]
+
+    def row(name: Any, freeze_after: Any, **kwargs: Any) -> Row:
+        return Row(
+            f"{args.algo}-{settings}-freeze_{name}",
+            *(args.algo, args.env, seed, n_timesteps, args.eval_freq or max(n_timesteps // 25, 1), args.conf),
+            params=(f"freeze_after:{freeze_after!r}", *params),
+            packages=tuple(args.gym_packages),
+            eval_episodes=args.eval_episodes,
+            **kwargs,
+        )
+
+    never = row(None, None, keep=tuple(steps.values()))
+    frozen = {str(fraction): row(fraction, step, after=never, from_step=step) for fraction, step in steps.items()}
+    return {"None": never, **frozen, "auto": row("auto", "auto")}
 
 
-def plot(rows: list[Row]) -> Any:
+def sweep_zoo(rows: dict[str, Row], folder: Path, jobs: int) -> Iterator[Result]:
+    failed = run(list(rows.values()), folder, jobs=jobs)
+    for freeze_after, row in rows.items():
+        if row.is_finished(folder):
+            logs = Run(row.run_folder(folder))
+            result = logs.freeze(), float(logs.returns[-1]), logs.rows[-1].flops
+            yield Result(f"{row.algo} {row.env}", row.seed, freeze_after, *result)
+    if failed:
+        raise SystemExit("\n".join(f"{row.name} failed: {problem}" for row, problem in failed))
+    shutil.rmtree(folder / rows["None"].name / "checkpoint", ignore_errors=True)
+
+
+def plot(rows: list[Result]) -> Any:
     tasks = sorted({row.task for row in rows})
     figure = make_figure(4.5 * len(tasks), 3.2)
     for panel, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
@@ -109,23 +136,29 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", help='puck, catch, or "algorithm environment [arguments of rl_zoo3.train]"')
     parser.add_argument("--params", nargs="+", default=[], help="-params of rl_zoo3.train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings of RL Zoo at a time, of one thread each")
     parser.add_argument("-o", "--output", type=Path, default=Path("freeze_sweep"), help="of .csv, .png and a folder of logs")
     args = parser.parse_args()
     if args.params and set(args.tasks) & set(STEPS):
         parser.error(f"`--params` are for trainings of RL Zoo, got them with {', '.join(set(args.tasks) & set(STEPS))}")
     if any(param.startswith("freeze_after:") for param in args.params):
         parser.error("`--params` must not have freeze_after, which is what is compared")
-    if short := [task for task in args.tasks if task not in STEPS and len(shlex.split(task)) < 2]:
-        parser.error(f'a task must be puck, catch, or "algorithm environment [arguments]", got {short[0]!r}')
+    try:  # before hours of training
+        rows_of = {
+            (task, seed): make_rows(task, seed, args.params) for task in args.tasks if task not in STEPS for seed in args.seeds
+        }
+    except ValueError as error:
+        parser.error(str(error))
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    results: list[Result] = []
     for task, seed in ((task, seed) for task in args.tasks for seed in args.seeds):
-        for row in sweep_small(task, seed) if task in STEPS else sweep_zoo(task, seed, args.params, args.output):
-            print(*row, sep=",", flush=True)
-            rows.append(row)
+        small = task in STEPS
+        for result in sweep_small(task, seed) if small else sweep_zoo(rows_of[task, seed], args.output.resolve(), args.jobs):
+            print(*result, sep=",", flush=True)
+            results.append(result)
             with open(f"{args.output}.csv", "w", newline="") as file:
-                csv.writer(file).writerows([Row._fields, *rows])
-    plot(rows).savefig(f"{args.output}.png", dpi=150)
+                csv.writer(file).writerows([Result._fields, *results])
+    plot(results).savefig(f"{args.output}.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
 import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch as th
@@ -29,3 +34,25 @@ def forget_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("mine_seer", "sarsa_seer"):
             monkeypatch.setitem(table, name, None)
             del table[name]
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings run in this process, without the seconds that the imports take."""
+    import rl_zoo3.train
+
+    import zoo_integration
+    from benchmarks.reproduce import runner
+    from tests.reproduce_env import Killed
+
+    zoo_integration.register()
+
+    def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        try:
+            rl_zoo3.train.train()
+        except Killed:
+            return subprocess.CompletedProcess(command, -signal.SIGKILL)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))

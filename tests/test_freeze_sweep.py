@@ -1,45 +1,68 @@
-"""The sweep of T_f, with a stand-in for RL Zoo."""
+"""The sweep of T_f over a training of RL Zoo."""
 
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from benchmarks.freeze_sweep import FRACTIONS, main, sweep_zoo
+from benchmarks.freeze_sweep import FRACTIONS, main, make_rows, sweep_zoo
+from sb3_seer import SEERDQN
+from sb3_seer.plots import Run
+from tests.helpers import LightEnv
+from tests.reproduce_env import Killed
+
+TASK = "dqn_seer TinyLight-v0 -n 100 --eval-freq 20 --eval-episodes 1 --gym-packages tests.reproduce_env"
+PARAMS = [
+    "policy_kwargs:dict(features_extractor_class=sb3_seer.DataEfficientCNN,net_arch=[8])",
+    *("learning_starts:4", "buffer_size:100", "train_freq:1"),
+]
 
 
-def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: list[str] = []
+def test_all_fractions_go_on_from_one_training(train_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, n_calls = LightEnv.step, 0
 
-    def train(command: list[str], check: bool) -> None:
-        algo, env, logs = (command[command.index(name) + 1] for name in ("--algo", "--env", "-f"))
-        trained.append(env)
-        folder = Path(logs) / algo / f"{env.replace('/', '-')}_1"
-        folder.mkdir(parents=True)
-        np.savez(folder / "evaluations.npz", timesteps=[10], results=[[len(trained)]])
-        (folder / "flops.csv").write_text("timesteps,flops,seconds,frozen\n10,7,0.1,0\n")
-        if len(trained) == 3:
-            raise KeyboardInterrupt
+    def killed(self: LightEnv, action: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls in (90, 400):  # while it is never frozen, and later
+            raise Killed
+        return step(self, action)
 
-    def sweep(task: str, *params: str) -> list[Any]:
-        return [row.mean_return for row in sweep_zoo(task, 0, list(params), tmp_path)]
+    monkeypatch.setattr(LightEnv, "step", killed)
+    rows = make_rows(TASK, 0, PARAMS)
+    results = list(sweep_zoo(rows, tmp_path, jobs=1))
+    assert [result.freeze_after for result in results] == ["None", *map(str, FRACTIONS), "auto"]
+    never, *frozen, _ = results
+    assert never.frozen_at is None and [result.frozen_at for result in frozen] == [5, 10, 20, 30, 40, 60]
+    flops = [result.flops for result in (*frozen, never)]
+    assert flops == sorted(set(flops))
+    first = Run(rows["None"].run_folder(tmp_path))
+    commands: dict[str, list[list[str]]] = {}
+    for name, row in rows.items():
+        log = (tmp_path / row.name / "log.txt").read_text()
+        commands[name] = [shlex.split(line) for line in log.splitlines() if "-m rl_zoo3.train" in line]
+        model, run = SEERDQN.load(row.model(tmp_path)), Run(row.run_folder(tmp_path))
+        assert model.num_timesteps == 100 and model._n_updates == 96 and run.timesteps.tolist() == [20, 40, 60, 80, 100]
+        shared = run.timesteps <= (row.from_step or 0)
+        assert run.returns[shared].tolist() == first.returns[shared].tolist()
+    # Two were killed, and went on
+    assert sorted(len(started) for started in commands.values()) == [1] * 6 + [2] * 2 and len(commands["None"]) == 2
+    for fraction in FRACTIONS:
+        command = commands[str(fraction)][0]
+        start = Path(command[command.index("-i") + 1])
+        assert start == tmp_path / rows["None"].name / "checkpoint" / "kept" / str(round(100 * fraction)) / "model.zip"
+        assert not start.exists()  # the sweep is complete
+    assert "-i" not in commands["auto"][0]
 
-    monkeypatch.setattr(subprocess, "run", train)
-    with pytest.raises(KeyboardInterrupt):
-        sweep("sac_seer my/One-v0")
-    n = len(FRACTIONS) + 2
-    assert sweep("sac_seer my/One-v0") == [1, 2, *range(4, n + 2)]
-    assert sweep("sac_seer my/Two-v0") == [*range(n + 2, 2 * n + 2)]
-    assert sweep("sac_seer my/One-v0") == [1, 2, *range(4, n + 2)]
-    assert trained == ["my/One-v0"] * (n + 1) + ["my/Two-v0"] * n
-    # Other settings are another training
-    assert sweep("sac_seer my/One-v0", "gamma:0.9") == [*range(2 * n + 2, 3 * n + 2)]
-    assert sweep("sac_seer my/One-v0 -n 9") == [*range(3 * n + 2, 4 * n + 2)]
+    monkeypatch.setattr(LightEnv, "step", None)  # nothing is trained again
+    assert list(sweep_zoo(rows, tmp_path, jobs=1)) == results
+
+
+def test_other_settings_are_other_trainings() -> None:
+    names = [make_rows(task, 0, params)["auto"].name for task in (TASK, f"{TASK} -n 50") for params in (PARAMS, PARAMS[1:])]
+    assert len(set(names)) == 4
 
 
 @pytest.mark.parametrize(
@@ -47,7 +70,9 @@ def test_each_task_has_trainings_of_its_own_and_an_interrupted_one_is_made_again
     [
         (["puck", "--params", "gamma:0.9"], "`--params` are for trainings of RL Zoo"),
         (["dqn_seer my/One-v0", "--params", "freeze_after:9"], "`--params` must not have freeze_after"),
-        (["cartpole"], "got 'cartpole'"),
+        (["cartpole"], "the following arguments are required: env"),
+        (["dqn_seer my/One-v0 --eval-frequency 9"], "unrecognized arguments: --eval-frequency 9"),
+        (["dqn_seer my/One-v0 -conf none.yml"], "none.yml must be a file in"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(
@@ -57,9 +82,3 @@ def test_what_would_have_no_effect_is_refused(
     with pytest.raises(SystemExit):
         main()
     assert message in capsys.readouterr().err
-
-
-def test_a_training_without_evaluations_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command, check: None)
-    with pytest.raises(SystemExit, match="was never evaluated"):
-        list(sweep_zoo("sac_seer my/One-v0", 0, [], tmp_path))

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from benchmarks.reproduce.manifest import TABLES, Point, Row, Table
 from sb3_seer import SEERDQN
 from sb3_seer.plots import Run
 from tests.helpers import LightEnv
+from tests.reproduce_env import Killed
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = Row(
@@ -136,31 +136,6 @@ def test_a_row_is_finished_once_its_last_step_and_evaluation_are_saved(tmp_path:
 
 
 # ---- one row, with RL Zoo in this process ----
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nobody handles it."""
-
-
-@pytest.fixture
-def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings run in this process, without the seconds that the imports take."""
-    import rl_zoo3.train
-
-    import tests.reproduce_env  # noqa: F401
-    import zoo_integration
-
-    zoo_integration.register()
-
-    def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", command[2:])
-        try:
-            rl_zoo3.train.train()
-        except Killed:
-            return subprocess.CompletedProcess(command, -signal.SIGKILL)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
 
 
 @pytest.mark.parametrize("kill_at", [25, 50, 55])

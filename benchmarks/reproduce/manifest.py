@@ -52,7 +52,9 @@ class Row:
     :param packages: for ``--gym-packages``
     :param eval_episodes: episodes of an evaluation
     :param action_repeat: frames of a step, where the papers count frames: 1 for Atari, whose steps they count
-    :param after: the row whose model is the ``pretrained_encoder``, which must be finished first
+    :param after: a row that must be finished first. Without ``from_step``, its model is the ``pretrained_encoder``
+    :param from_step: a step of ``after``, among its ``keep``, from whose checkpoint this training goes on
+    :param keep: steps whose checkpoints stay when it is finished
     """
 
     agent: str
@@ -67,6 +69,8 @@ class Row:
     eval_episodes: int = 10
     action_repeat: int = 1
     after: "Row | None" = None
+    from_step: int | None = None
+    keep: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -110,7 +114,7 @@ class Row:
         :return: the command and its arguments
         """
         all_params = [*self.params, *params]
-        if self.after is not None:
+        if self.after is not None and self.from_step is None:
             all_params.append(f"pretrained_encoder:{str(self.after.model(folder))!r}")
         return [
             *(sys.executable, "-m", "rl_zoo3.train", "--algo", self.algo, "--env", self.env),

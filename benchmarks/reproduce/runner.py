@@ -46,7 +46,7 @@ def training_command(row: Row, folder: Path, save_freq: int) -> list[str]:
     :param row: what to train
     :param folder: where the rows are
     :param save_freq: steps between two checkpoints
-    :return: the row's command, with checkpoints, from the latest of them if there is one
+    :return: the row's command, with checkpoints, from the latest of them if there is one, else from ``row.from_step``
     """
     checkpoints = folder / row.name / "checkpoint"
     # -params callback replaces the callbacks of the YAML file
@@ -54,8 +54,11 @@ def training_command(row: Row, folder: Path, save_freq: int) -> list[str]:
     callbacks = list(configured) if isinstance(configured, list) else [configured]
     if FLOPS_CALLBACK not in callbacks:
         callbacks.append(FLOPS_CALLBACK)
-    checkpoint = {"benchmarks.reproduce.checkpoint.Checkpoint": dict(folder=str(checkpoints), save_freq=save_freq)}
+    settings = dict(folder=str(checkpoints), save_freq=save_freq, keep=row.keep)
+    checkpoint = {"benchmarks.reproduce.checkpoint.Checkpoint": settings}
     start = latest_checkpoint(checkpoints)
+    if start is None and row.after is not None and row.from_step is not None:
+        start = folder / row.after.name / "checkpoint" / "kept" / str(row.from_step) / "model.zip"
     arguments = () if start is None else ("-i", str(start))
     return row.command(folder, arguments, params=[f"callback:{[checkpoint, *callbacks]!r}"])
 
@@ -92,7 +95,8 @@ def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
             if code >= 0 or code == -signal.SIGINT:  # Ctrl-C is for the training, too
                 break
         if row.is_finished(folder):
-            shutil.rmtree(home / "checkpoint", ignore_errors=True)
+            if not row.keep:
+                shutil.rmtree(home / "checkpoint", ignore_errors=True)
             return Outcome(row, None)
     return Outcome(row, f"{f'exit code {code}' if code else 'interrupted'}, see {home / 'log.txt'}")
 
