@@ -90,3 +90,12 @@ def test_an_agent_learns_from_all_of_them_through_the_freeze(algorithm, capsys):
         assert moved and not any(th.equal(encoder_state(model)[name], before[name]) for name in moved)
     model.learn(20, reset_num_timesteps=False)
     assert model.replay_buffer.stage == "latents" and model.replay_buffer.size() == 59
+
+
+def test_keys_may_come_in_another_order_than_the_spaces():
+    """As from an environment that returns a dict in an order of its own: a VecEnv sorts it, predict() is given it as it is."""
+    space = spaces.Dict(dict(a=spaces.Box(-1, 1, (2,), np.float32), b=SPACE["front"], c=spaces.Box(-1, 1, (2,), np.float32)))
+    extractor = MultiCameraEncoder(space, dict(b=TinyEncoder))
+    observation = {key: th.as_tensor(space[key].sample()[None]).float() for key in space}
+    turned = dict(reversed(observation.items()))
+    th.testing.assert_close(extractor(turned), extractor(observation), rtol=0, atol=0)

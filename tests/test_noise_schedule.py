@@ -44,6 +44,15 @@ def test_the_noise_falls_linearly_to_its_last_value(end, last):
     np.testing.assert_allclose(recorder.stds, expected)
 
 
+def test_a_fraction_is_of_each_learn():
+    model = make_model(SEERTD3, freeze_after=None, learning_starts=10)
+    model.learn(40, callback=NoiseScheduleCallback(1.0, 0.1, end=0.5))
+    recorder = Recorder()
+    with pytest.warns(UserWarning, match=r"end=0\.5 is a fraction of each learn\(\), .*: the noise falls from 1\.0 again"):
+        model.learn(60, callback=[NoiseScheduleCallback(1.0, 0.1, end=0.5), recorder], reset_num_timesteps=False)
+    np.testing.assert_allclose(recorder.stds, 1.0 - 0.9 * np.minimum(np.arange(60) / 30, 1.0))
+
+
 def test_several_environments_and_an_algorithm_without_seer():
     model = TD3("MlpPolicy", make_vec_env("Pendulum-v1", n_envs=2), learning_starts=1000, train_freq=5, device="cpu")
     recorder = Recorder()
@@ -63,7 +72,9 @@ def test_several_environments_have_noise_of_their_own_also_after_an_episode():
     assert all(noise._sigma == pytest.approx(0.1) for noise in model.action_noise.noises)
 
 
-@pytest.mark.parametrize("kwargs", [dict(end=0), dict(end=1.5), dict(end=True), dict(initial_std=-1), dict(final_std=-0.1)])
+@pytest.mark.parametrize(
+    "kwargs", [dict(end=0), dict(end=1.5), dict(end=True), dict(initial_std=np.nan), dict(final_std=-0.1)]
+)
 def test_values_that_are_refused(kwargs):
     (name,) = kwargs
     with pytest.raises(ValueError, match=f"`{name}` must be"):

@@ -451,6 +451,21 @@ def test_seer_without_images_has_priorities_too():
     assert type(model.learn(30).replay_buffer) is PrioritizedReplayBuffer and model.replay_buffer.priorities.beta == 1.0
 
 
+@pytest.mark.parametrize("prioritized_replay", [False, True])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_the_replay_buffer_of_a_loaded_model_follows_from_its_parameters(prioritized_replay, n_steps, tmp_path):
+    make_rainbow(policy="MlpPolicy", prioritized_replay=prioritized_replay, n_steps=n_steps).save(tmp_path / "model")
+    for wanted in (False, True):
+        for steps in (1, 3):
+            settings: dict[str, Any] = dict(prioritized_replay=wanted, n_steps=steps)
+            model = Rainbow.load(tmp_path / "model", env=FlatLightEnv(), device="cpu", **settings)
+            made = make_rainbow(policy="MlpPolicy", **settings)
+            assert type(model.replay_buffer) is type(made.replay_buffer)
+            assert getattr(model.replay_buffer, "n_steps", 1) == steps
+            if wanted:
+                assert model.replay_buffer.priorities.alpha == 0.5
+
+
 def test_latent_buffer_finds_the_stacked_frames_without_seer():
     env = VecFrameStack(DummyVecEnv([LightEnv]), n_stack=3, channels_order="first")
     with warnings.catch_warnings():
@@ -538,8 +553,9 @@ def test_a_buffer_of_images_is_saved_as_the_rows_that_are_filled(prioritized_rep
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     assert (tmp_path / "buffer.pkl").stat().st_size < model.replay_buffer.nbytes / 10
-    loaded = Rainbow.load(tmp_path / "model", env=model.get_env(), device="cpu")
-    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded = Rainbow.load(tmp_path / "model", env=model.get_env(), device="cpu", buffer_size=50)
+    with pytest.warns(UserWarning, match="buffer_size=50 has no effect: .* has the memory of 5000 images"):
+        loaded.load_replay_buffer(tmp_path / "buffer")
     for each in (model, loaded):
         np.random.seed(1)
         th.manual_seed(1)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,23 @@ def test_the_memory_of_a_loaded_buffer_is_the_one_it_was_saved_with(tmp_path):
     model.learn(20)
     model.save_replay_buffer(tmp_path / "buffer")
     other = make_model(SEERDQN, freeze_after=None, buffer_size=200)
-    with pytest.warns(UserWarning, match="buffer_size=200 has no effect: .*buffer has the memory of 100 images"):
+    with pytest.warns(UserWarning, match="buffer_size=200 has no effect: .* has the memory of 100 images"):
         other.load_replay_buffer(tmp_path / "buffer")
     assert other.replay_buffer.buffer_size == 100
+
+
+def test_latents_keep_the_capacity_they_were_saved_with(tmp_path):
+    model = make_model(SEERDQN, freeze_after=30, buffer_size=40, max_latent_buffer_size=80).learn(40)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    for cap in (70, None):
+        other = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", max_latent_buffer_size=cap)
+        with pytest.warns(
+            UserWarning, match=f"max_latent_buffer_size={cap} has no effect: .* holds 80 transitions as latents"
+        ):
+            other.load_replay_buffer(tmp_path / "buffer")
+        assert other.replay_buffer.buffer_size == 80
+    same = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same.load_replay_buffer(tmp_path / "buffer")

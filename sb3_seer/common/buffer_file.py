@@ -29,6 +29,7 @@ from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
 from sb3_seer.common.storage import ImageStore, LatentStore
+from sb3_seer.common.utils import warn
 
 MakeBuffer = Callable[..., LatentReplayBuffer]
 Store = ImageStore | LatentStore
@@ -118,6 +119,23 @@ def load_buffer(
                 return _from_arrays(arrays, name, make_buffer, policy, frozen)
         except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, NotImplementedError, OSError, TypeError) as error:
             raise ValueError(f"{name} is damaged or not a replay buffer: {error!r}") from error
+
+
+def warn_of_other_sizes(path: PathOrFile, ours: LatentReplayBuffer, loaded: LatentReplayBuffer) -> None:
+    """
+    Warn of sizes that have no effect: a loaded buffer keeps the memory, and as latents the capacity, of the saved one.
+
+    :param path: of the file
+    :param ours: an empty buffer of the model
+    :param loaded: the buffer from the file
+    """
+    asked, held = (buffer.nbytes // buffer.layout.frame_bytes for buffer in (ours, loaded))
+    if held != asked:
+        warn(f"buffer_size={asked} has no effect: the replay buffer in {path} has the memory of {held} images")
+    held = loaded.buffer_size * loaded.n_envs
+    if loaded.stage == "latents" and held != loaded.plan().latent_transitions:
+        cap = ours.max_latent_buffer_size
+        warn(f"max_latent_buffer_size={cap} has no effect: the replay buffer in {path} holds {held} transitions as latents")
 
 
 def describe(space: spaces.Space) -> str:

@@ -175,9 +175,8 @@ class NoiseScheduleCallback(BaseCallback):
 
     def __init__(self, initial_std: float = 1.0, final_std: float = 0.1, end: int | float = 0.2, verbose: int = 0) -> None:
         super().__init__(verbose)
-        for name, std in (("initial_std", initial_std), ("final_std", final_std)):
-            if std < 0:
-                raise ValueError(f"`{name}` must be >= 0, got {std}")
+        check_number("initial_std", initial_std, 0)
+        check_number("final_std", final_std, 0)
         if isinstance(end, np.generic):
             end = end.item()
         is_fraction = isinstance(end, float) and 0 < end <= 1
@@ -191,7 +190,8 @@ class NoiseScheduleCallback(BaseCallback):
 
     def std(self) -> float:
         """:return: the standard deviation at this step"""
-        progress = min(self.num_timesteps / to_steps(self.model, self.end), 1.0)
+        start = self.model._num_timesteps_at_start if isinstance(self.end, float) else 0
+        progress = min((self.num_timesteps - start) / (to_steps(self.model, self.end) - start), 1.0)
         return self.initial_std + progress * (self.final_std - self.initial_std)
 
     def _set_noise(self) -> None:
@@ -207,6 +207,11 @@ class NoiseScheduleCallback(BaseCallback):
             warn(
                 f"The noise falls from {self.initial_std} again in this learn(), after {self.model._n_updates} gradient steps "
                 "before it. Set initial_std and end to what is left of it, or learn with reset_num_timesteps=False"
+            )
+        elif isinstance(self.end, float) and self.model._num_timesteps_at_start > 0:
+            warn(
+                f"end={self.end} is a fraction of each learn(), and this is not the first: the noise falls from "
+                f"{self.initial_std} again. To train in several calls, set end to a number of steps"
             )
         elif self.num_timesteps == 0 and self.model.action_noise is not None:
             warn(f"NoiseScheduleCallback replaces action_noise={self.model.action_noise}")

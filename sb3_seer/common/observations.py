@@ -37,13 +37,16 @@ def separate(observations: Any, space: spaces.Space) -> tuple[Any, dict[str, Any
     """
     :param observations: images, or a dict with some
     :param space: of the observations
-    :return: the images, by key if there are keys; and the other keys
+    :return: the images, by key if there are keys; and the other keys. Both in the order of the space, which is not always
+        the order in which an environment returns them
     """
     if not isinstance(observations, dict):
         return observations, {}
+    assert isinstance(space, spaces.Dict)
+    parts = {key: observations[key] for key in space.spaces if key in observations}
     keys = image_spaces(space)
-    images = {key: part for key, part in observations.items() if key in keys}
-    return images, {key: part for key, part in observations.items() if key not in keys}
+    images = {key: part for key, part in parts.items() if key in keys}
+    return images, {key: part for key, part in parts.items() if key not in keys}
 
 
 def crop_to_middle(images: Any, size: Sequence[int]) -> Any:

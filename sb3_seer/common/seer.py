@@ -17,7 +17,7 @@ from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.auto_freeze import AutoFreeze
-from sb3_seer.common.buffer_file import load_buffer, save_buffer
+from sb3_seer.common.buffer_file import load_buffer, save_buffer, warn_of_other_sizes
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.extractors import can_split, latent_dim_argument
@@ -491,9 +491,7 @@ class SEERMixin(AtomicSaving):
         augmentation = self._make_augmentation() if ours is None else ours.encoder.augmentation
         make_buffer = partial(self._make_replay_buffer, augmentation)
         replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
-        held = replay_buffer.plan().image_transitions
-        if held // self.n_envs != max(self.buffer_size // self.n_envs, 1):
-            warn(f"buffer_size={self.buffer_size} has no effect: the replay buffer in {path} has the memory of {held} images")
+        warn_of_other_sizes(path, make_buffer(), replay_buffer)
         if self.encoder_frozen:
             replay_buffer.to_latents()
         if self.freeze_after is not None:

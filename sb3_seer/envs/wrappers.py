@@ -39,7 +39,7 @@ class ActionRepeat(gym.Wrapper[ObsType, ActType, ObsType, ActType], gym.utils.Re
 class ResizeImages(gym.ObservationWrapper[Any, ActType, Any], gym.utils.RecordConstructorArgs):
     """
     Resize images by averaging over areas. Unlike gymnasium's ``ResizeObservation`` it takes ``Dict`` observations, of which
-    it resizes the images (each ``Box`` of 3 dimensions, channels last) and leaves the other keys.
+    it resizes the images (each ``Box`` of bytes with 3 dimensions, channels last) and leaves the other keys.
 
     :param env: environment to wrap
     :param height: pixels

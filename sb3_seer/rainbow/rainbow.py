@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
-from sb3_seer.common.buffer_file import load_buffer, save_buffer
+from sb3_seer.common.buffer_file import load_buffer, save_buffer, warn_of_other_sizes
 from sb3_seer.common.observations import find_n_stack
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.process import zero_subnormals
@@ -68,7 +68,8 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         ``PrioritizedReplayBuffer`` are given ``n_steps`` and ``gamma``, and the number of stacked frames is found in the
         wrappers. ``exploration_*`` have no effect with noisy layers. ``policy_kwargs``: see
         :class:`~sb3_seer.rainbow.policies.RainbowPolicy`
-    :raises ValueError: for an invalid parameter; for priorities or n-step returns that the replay buffer does not support
+    :raises ValueError: for an invalid parameter; for priorities that the replay buffer does not support; for n-step returns
+        of ``Dict`` observations. (SB3 warns of any other replay buffer without n-step returns.)
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -91,12 +92,15 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         super().__init__(*args, n_steps=n_steps, **kwargs)  # type: ignore[misc]  # not among the positional ones
 
     def _setup_model(self) -> None:
+        # What is saved is what was given, not what follows from n_steps and prioritized_replay: load() may change them
+        given = self.replay_buffer_class
         if self.replay_buffer is None:
             self._setup_replay_buffer()
         with warnings.catch_warnings():
             if self.replay_buffer is not None:  # SB3 does not know that it was given its n_steps
                 warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
             super()._setup_model()
+        self.replay_buffer_class = given
         if self.policy.q_net.noisy:
             self.exploration_schedule = ConstantSchedule(0.0)
 
@@ -104,7 +108,7 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         """
         Make the replay buffer if its class takes ``n_steps``. SB3 makes any other.
 
-        :raises ValueError: for priorities or n-step returns that the replay buffer does not support
+        :raises ValueError: for priorities that the replay buffer does not support; for n-step returns of ``Dict`` observations
         """
         buffer_class = self.replay_buffer_class
         if buffer_class is None and self.prioritized_replay:
@@ -237,6 +241,7 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         buffer_class = self.replay_buffer_class
         if buffer_class is not None and issubclass(buffer_class, LatentReplayBuffer):
             self.replay_buffer = load_buffer(path, self._new_replay_buffer, None, False, self.verbose)
+            warn_of_other_sizes(path, self._new_replay_buffer(), self.replay_buffer)
         else:
             super().load_replay_buffer(path, truncate_last_traj)
 
