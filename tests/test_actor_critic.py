@@ -192,7 +192,7 @@ def test_at_the_freeze_all_target_networks_become_equal_to_their_networks(algori
 # ---- settings of all policies ----
 
 
-@pytest.mark.parametrize("algorithm", [SEERTD3, SEERTQC, SEERCrossQ])
+@pytest.mark.parametrize("algorithm", [SEERSAC, SEERTD3, SEERTQC, SEERCrossQ])
 def test_orthogonal_weights_and_zero_biases(algorithm):
     model = make_model(algorithm, freeze_after=None, policy_kwargs=dict(ortho_init=True))
     layers = [
@@ -214,7 +214,8 @@ def test_orthogonal_weights_and_zero_biases(algorithm):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_policies_are_rebuilt_saved_and_pickled(algorithm, tmp_path):
-    policy = make_model(algorithm, freeze_after=None).policy
+    crop: dict[str, Any] = dict(augmentation="random_crop", augmentation_kwargs=dict(size=12))
+    policy = make_model(algorithm, freeze_after=None, **crop).policy
     policy.save(tmp_path / "policy")
     observations = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8)
     actions, _ = policy.predict(observations, deterministic=True)

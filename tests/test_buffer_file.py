@@ -4,11 +4,9 @@ import json
 import os
 import pickle
 import random
-import re
 import signal
 import time
 import tracemalloc
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
 from sb3_seer.common.buffer_file import CHUNK_BYTES, load_buffer, save_buffer
 from sb3_seer.common.replay import LatentReplayBuffer
 from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, make_model, train_on
-from tests.replay_oracle import Oracle, Stream, StubEncoder, check, image_space, make_oracle, name_space, sample_all, saved
+from tests.replay_oracle import Oracle, Stream, StubEncoder, image_space, make_oracle, name_space, sample_all, saved
 
 
 def transitions(buffer: Any) -> dict[int, tuple[np.ndarray, ...]]:
@@ -130,26 +128,6 @@ def test_files_of_version_0_1_0_load(stage: str) -> None:
     saved(oracle)
     buffer = oracle.buffer
     check_all()
-
-
-@pytest.mark.parametrize("stage", ["images", "latents"])
-def test_files_of_whole_arrays_load(stage: str, tmp_path: Path) -> None:
-    """Version 2 had no chunks."""
-    oracle = make_oracle(20, n_envs=2, prioritized=True)
-    oracle.add(25)
-    if stage == "latents":
-        oracle.buffer.to_latents()
-    save_buffer(oracle.buffer, tmp_path / "buffer.pkl")
-    chunks: dict[str, list[np.ndarray]] = defaultdict(list)
-    with np.load(tmp_path / "buffer.pkl") as file:
-        meta = json.loads(str(file["meta"]))
-        for name in file.files[1:]:
-            chunks[re.sub(r"/\d+$", "", name)].append(file[name])
-    assert len(chunks["rewards"]) == 2  # it has wrapped
-    whole = {name: np.concatenate(parts) for name, parts in chunks.items()}
-    np.savez(tmp_path / "whole.npz", meta=np.array(json.dumps({**meta, "version": 2})), **whole)
-    saved(oracle, str(tmp_path / "whole.npz"))
-    check(oracle)
 
 
 @pytest.mark.parametrize("stage", ["images", "latents"])

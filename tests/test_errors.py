@@ -13,7 +13,6 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
     VecEnvWrapper,
     VecExtractDictObs,
     VecFrameStack,
@@ -295,14 +294,6 @@ def test_an_encoder_of_one_image_names_the_one_for_several():
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
 def test_a_warning_does_not_need_the_name_of_a_module():
     exec("from sb3_seer import SEERSAC\nSEERSAC('MlpPolicy', 'Pendulum-v1', buffer_size=10)", {})
-
-
-def test_vec_envs_that_do_not_tell_their_wrappers():
-    class Elsewhere(DummyVecEnv):
-        def env_is_wrapped(self, *args):
-            raise NotImplementedError
-
-    assert make_model(SEERDQN, env=Elsewhere([LightEnv])).n_stack == 1
 
 
 @pytest.mark.parametrize("freeze_after", [-1, 1.5, "soon", None])

@@ -234,38 +234,6 @@ def test_sac_networks_with_a_latent_of_their_own(share, split_extractor):
         assert actor.projection is not critic.projection and actor.head is not critic.head
 
 
-def test_gradients_of_sac_go_where_they_belong():
-    """FACTS of the released code: critic -> convolutions and its own layers; actor -> its own layers only."""
-    model = make_model(SEERSAC, freeze_after=None, learning_starts=200)
-    model.learn(50)
-    model.set_logger(configure(None, []))
-    policy = model.policy
-    batch = model.replay_buffer.sample(8)
-    latents, _ = policy.encode_batch(batch.observations, batch.next_observations)
-
-    def trained_by(loss: th.Tensor) -> set[str]:
-        policy.zero_grad(set_to_none=True)
-        loss.backward(retain_graph=True)
-        return {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-
-    by_critic = trained_by(sum(q.sum() for q in model.critic(latents, batch.actions)))
-    assert any(name.startswith("critic.features_extractor.projection") for name in by_critic)
-    assert any("features_extractor.trunk" in name for name in by_critic)
-    # Shared parameters go by the name that comes first, the actor's or the critic's
-    shared = {name for name in by_critic if "trunk" in name}
-    assert not any(name.startswith("actor.") for name in by_critic - shared)
-
-    actions, log_prob = model.actor.action_log_prob(latents)
-    q_values = model._min_q_value(model.critic, latents.detach(), actions)
-    by_actor = trained_by((log_prob.reshape(-1, 1) - q_values).mean())
-    own = set(map(id, model.actor.parameters()))
-    names = {name for name, p in policy.named_parameters() if id(p) in own}
-    assert names and names <= by_actor | {n for n in names if n.endswith("bias")}
-    assert not any("trunk" in name for name in by_actor)
-    assert not any(name.startswith("critic.features_extractor.projection") for name in by_actor)
-    assert names == {name for name, _ in policy.named_parameters() if name.startswith("actor.") and "trunk" not in name}
-
-
 def test_vec_normalize_of_rewards():
     env = VecNormalize(make_vec_env(LightEnv, n_envs=2), norm_obs=False)
     model = SEERQRDQN(
@@ -277,17 +245,6 @@ def test_vec_normalize_of_rewards():
     assert set(rewards.tolist()) <= {0.0, 1.0}  # stored as they were
     normalized = model.replay_buffer.sample(50, env=env).rewards.unique()
     assert not set(normalized.tolist()) <= {0.0, 1.0}
-
-
-def test_logs_what_the_buffer_holds(tmp_path):
-    model = make_model(SEERQRDQN, freeze_after=50)
-    model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(100, log_interval=4)
-    rows = np.genfromtxt(tmp_path / "progress.csv", delimiter=",", names=True)
-    np.testing.assert_array_equal(rows["seerencoder_frozen"], [0, 1])
-    np.testing.assert_array_equal(rows["seertransitions"], [40, 80])
-    np.testing.assert_array_equal(rows["seercapacity"], [200, 200 * 256 // 32])
-    np.testing.assert_array_equal(rows["seerbytes"], [200 * 256] * 2)
 
 
 def test_the_plan_is_printed_once(capsys):

@@ -159,9 +159,10 @@ def test_errors_that_are_not_finite_are_refused(error):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(n=0, alpha=0.5), "`n` must be >= 1, got 0"),
-        (dict(n=1, alpha=-0.1), "`alpha` must be from 0 to 1, got -0.1"),
-        (dict(n=1, alpha=np.nan), "`alpha` must be from 0 to 1, got nan"),
+        (dict(n=0, alpha=0.5), "`n` must be an integer >= 1, got 0"),
+        (dict(n=1, alpha=-0.1), "`alpha` must be between 0 and 1, got -0.1"),
+        (dict(n=1, alpha=np.nan), "`alpha` must be between 0 and 1, got nan"),
+        (dict(n=1, alpha="0.5"), "`alpha` must be between 0 and 1, got '0.5'"),
         (dict(n=1, alpha=0.5, epsilon=0.0), "`epsilon` must be finite and > 0, got 0.0"),
         (dict(n=1, alpha=0.5, epsilon=np.inf), "`epsilon` must be finite and > 0, got inf"),
     ],

@@ -609,8 +609,8 @@ def test_a_save_that_fails_leaves_the_file_before_it(policy, tmp_path, monkeypat
             dict(prioritized_replay=True, replay_buffer_class=ReplayBuffer),
             "`replay_buffer_class` must be PrioritizedReplayBuffer, .* got ReplayBuffer",
         ),
-        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "`beta` must be from 0 to 1, got 2.0"),
-        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "`n_steps` must be >= 1, got 0"),
+        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(beta=2.0)), "`beta` must be between 0 and 1, got 2.0"),
+        (dict(prioritized_replay=True, replay_buffer_kwargs=dict(n_steps=0)), "`n_steps` must be an integer >= 1, got 0"),
         (dict(prioritized_replay=True, optimize_memory_usage=True), "`optimize_memory_usage` must be False, got True"),
         (
             dict(policy="MultiInputPolicy", env=DictLightEnv()),

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import nn
 
-from sb3_seer.common.encoding import LatentCodec
+from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, LatentCodec
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.type_aliases import Latents
 from tests.replay_oracle import (
@@ -283,18 +282,6 @@ def test_more_views_than_copies_are_refused(stage: str) -> None:
             oracle.buffer.sample(4, n_views=n_views)
 
 
-def test_one_view_draws_the_same_random_numbers_as_none_asked_for() -> None:
-    oracle = make_oracle(n_augmentations=3, crop=True)
-    oracle.add(10)
-    for _ in range(2):
-        states = []
-        for kwargs in ({}, dict(n_views=1)):
-            np.random.seed(1)
-            states.append((oracle.buffer.sample(16, **kwargs).actions.tolist(), random_state()))
-        assert states[0] == states[1]
-        oracle.buffer.to_latents()
-
-
 # ---- what is not stored ----
 
 
@@ -351,15 +338,6 @@ def test_images_of_another_layout_are_refused() -> None:
     images = np.zeros((1, 16, 20, 3), np.uint8)
     with pytest.raises(ValueError, match=r"`obs` must have shape \(1, 3, 16, 20\), got \(1, 16, 20, 3\)"):
         buffer.add(images, images, *np.zeros((3, 1)), [{}])
-
-
-def test_an_augmentation_that_changes_the_dtype_is_refused() -> None:
-    class ToFloats(nn.Module):
-        def forward(self, images: th.Tensor) -> th.Tensor:
-            return images.float()
-
-    with pytest.raises(ValueError, match=r"`augmentation` must return images of dtype torch\.uint8, got torch\.float32"):
-        LatentReplayBuffer(20, image_space(1), name_space(), "cpu", augmentation=ToFloats())
 
 
 # ---- the encoder after the freeze ----
@@ -447,7 +425,7 @@ def test_the_freeze_needs_little_more_than_the_arena() -> None:
     buffer.to_latents()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # A chunk is 64 stacks of 16 kB, and it is there about three times: frames, stacks, encoder inputs
+    # A chunk is 32 stacks of 16 kB, and it is there about three times: frames, stacks, encoder inputs
     assert peak < 5e6 < buffer.nbytes - 3e6
 
 
@@ -650,7 +628,7 @@ def test_a_freeze_that_fails_leaves_nothing_half_converted() -> None:
     oracle.buffer.encoder.policy.encode = fails
     with pytest.raises(MemoryError):
         oracle.buffer.to_latents()
-    assert max(n_calls) <= 64
+    assert max(n_calls) <= MAX_ENCODER_INPUTS
     assert oracle.buffer.stage == "images" and oracle.buffer.size() == 0
     oracle.n_held = 0
     oracle.add(30)
@@ -764,9 +742,9 @@ BAD_INPUT = [
     (dict(observation_space=spaces.Box(0, 1, (6,))), "`observation_space` must be a Box of images"),
     (dict(observation_space=spaces.Discrete(6)), "`observation_space` must be a Box of images"),
     (dict(observation_space=spaces.Dict(vector=spaces.Box(0, 1, (6,)))), "`observation_space`.*a Dict with some, got Dict"),
-    (dict(prioritized=True, alpha=1.5), "`alpha` must be from 0 to 1, got 1.5"),
-    (dict(prioritized=True, beta=-0.5), "`beta` must be from 0 to 1, got -0.5"),
-    (dict(prioritized=True, final_beta=2.0), "`final_beta` must be from 0 to 1, got 2.0"),
+    (dict(prioritized=True, alpha=1.5), "`alpha` must be between 0 and 1, got 1.5"),
+    (dict(prioritized=True, beta=-0.5), "`beta` must be between 0 and 1, got -0.5"),
+    (dict(prioritized=True, final_beta=2.0), "`final_beta` must be between 0 and 1, got 2.0"),
 ]
 
 
@@ -856,12 +834,3 @@ def test_what_takes_much_memory_beside_the_arena_is_said() -> None:
             image = np.zeros((1, 2, 6, 6), np.uint8)
             buffer.add(image, image, np.zeros((1, 1)), np.zeros(1), np.ones(1), [{}])
         buffer.check_extra_frames()
-
-
-@pytest.mark.parametrize("n_stack", [1, 3])
-def test_a_buffer_of_one_row(n_stack: int) -> None:
-    oracle = make_oracle(3, n_envs=3, n_stack=n_stack)
-    assert oracle.buffer.buffer_size == 1
-    for _ in range(40):
-        oracle.add()
-        check(oracle)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer import SEERCURL, SEERSAC, PixelEncoder
-from tests.helpers import assert_same, make_model
+from tests.helpers import make_model
 
 
 def shifted(algorithm: type = SEERSAC, **kwargs: Any) -> Any:
@@ -98,22 +98,6 @@ def test_the_entropy_coefficient_has_a_learning_rate_of_its_own():
     assert shifted().ent_coef_optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
-def test_orthogonal_weights_and_zero_biases():
-    model = shifted(policy_kwargs=dict(ortho_init=True))
-    layers = [
-        module
-        for part in (model.actor.latent_pi, model.actor.mu, model.actor.log_std, *model.critic.q_networks)
-        for module in part.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    assert len(layers) == 1 + 1 + 1 + 2 * 2
-    for layer in layers:
-        weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
-        th.testing.assert_close(weight @ weight.T, th.eye(len(weight)), rtol=0, atol=1e-5)
-        assert not layer.bias.any()
-    assert_same(model.critic_target.state_dict(), model.critic.state_dict())
-
-
 def test_the_log_standard_deviation_stays_within_its_bounds():
     model = shifted(policy_kwargs=dict(log_std_bounds=(-10, 2)))
     images = th.randint(0, 256, (5, 1, 16, 16), dtype=th.uint8)
@@ -183,8 +167,3 @@ def test_without_images_a_model_is_saved_and_subclassed(algorithm, tmp_path):
 
     Mine("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "model")
     Mine.load(tmp_path / "model")
-
-
-def test_an_extractor_of_its_own_that_the_actor_cannot_have_is_warned_of():
-    with pytest.warns(UserWarning, match="share_features_extractor=False has no effect with NatureCNN"):
-        make_model(SEERSAC, None, size=36, freeze_after=None, policy_kwargs=dict(share_features_extractor=False))

@@ -159,16 +159,6 @@ def test_upstream_weights_load_into_seer(tmp_path):
     assert_same(model.policy.state_dict(), upstream.policy.state_dict())
 
 
-def test_policies_save_and_load(tmp_path):
-    model = make_model(SEERSAC, augmentation="random_crop", augmentation_kwargs=dict(size=12), n_augmentations=2)
-    model.policy.save(tmp_path / "policy")
-    policy = type(model.policy).load(tmp_path / "policy", device="cpu")
-    observation = np.random.default_rng(0).integers(0, 256, (1, 16, 16), dtype=np.uint8)
-    np.testing.assert_array_equal(
-        policy.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
-    )
-
-
 def test_a_buffer_that_was_reset_takes_another_encoder(tmp_path):
     model, other = make_model(SEERDQN, freeze_after=30), make_model(SEERDQN, freeze_after=30, seed=1)
     model.learn(40)

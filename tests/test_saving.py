@@ -1,13 +1,10 @@
 """Files are replaced once they are whole, and not before."""
 
 import io
-import multiprocessing
 import os
-import random
 import stat
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -149,42 +146,3 @@ def test_file_objects_are_written_to_directly(tmp_path):
         pass
     with pytest.raises(TypeError, match="invalid type"), open_atomic(3):  # type: ignore[arg-type]
         pass
-
-
-CONTENTS = [bytes([i]) * 4_000_000 for i in range(2)]
-
-
-def save_for_ever(path, i: int, started) -> None:
-    started.send(True)
-    while True:
-        with open_atomic(path, "pkl") as file:
-            for start in range(0, len(CONTENTS[i]), 2**12):
-                file.write(CONTENTS[i][start : start + 2**12])
-        i = 1 - i
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
-def test_whenever_a_process_is_killed_the_file_is_whole(tmp_path):
-    path = tmp_path / "replay_buffer.pkl"
-    path.write_bytes(CONTENTS[0])
-    rng = random.Random(0)
-    # Forked, so that nothing has to be imported again
-    fork = multiprocessing.get_context("fork")
-    n_inside, seen = 0, set()
-    for _ in range(40):
-        before = set(tmp_path.iterdir())
-        has_started, started = fork.Pipe(duplex=False)
-        saver = fork.Process(target=save_for_ever, args=(path, rng.randrange(2), started))
-        saver.start()
-        has_started.recv()
-        time.sleep(rng.uniform(0, 0.05))
-        saver.kill()
-        saver.join()
-        n_inside += bool(set(tmp_path.iterdir()) - before)
-        content = path.read_bytes()
-        assert content in CONTENTS
-        seen.add(content[0])
-    assert n_inside > 0 and seen == {0, 1}
-    with open_atomic(path) as file:
-        file.write(b"new")
-    assert list(tmp_path.iterdir()) == [path]

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
 from sb3_seer.common.extractors import SplitExtractor
 from sb3_seer.common.observations import separate
@@ -125,7 +125,7 @@ class SEERActorCriticPolicy(SEERPolicy):
             for network in (self.actor, self.critic):
                 for name, module in network.named_children():
                     if name != "features_extractor":
-                        module.apply(_init_orthogonal)
+                        module.apply(ActorCriticPolicy.init_weights)
         self.copy_to_targets()
         if self.tie_convolutions:
             self._make_optimizers(lr_schedule)
@@ -203,9 +203,3 @@ class SEERActorCriticPolicy(SEERPolicy):
             "share_features_extractor": self._asked_to_share,
             "ortho_init": self.ortho_init,
         }
-
-
-def _init_orthogonal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.orthogonal_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -253,7 +253,7 @@ def _from_arrays(
 
 def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, store: Store) -> None:
     store.size = meta["n_steps_stored"]
-    store.newest = meta.get("newest", store.size - 1)  # images are augmented in the order of the ring
+    store.newest = meta["newest"]  # the ring goes on where it was, so that a freeze augments in the same order
     oldest = store.newest + 1 - store.size
     layout = buffer.layout
     buffer.last_next_obs = {key: np.empty((buffer.n_envs, *layout.shapes[key]), layout.dtypes[key]) for key in layout.shapes}

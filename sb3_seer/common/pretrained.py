@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -64,7 +65,7 @@ class PretrainedEncoder(SplitExtractor):
         module = make_module(module, **(module_kwargs or {})) if isinstance(module, str) else copy.deepcopy(module)
         if weights is not None:
             load_weights(module, weights)
-        size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        size = (input_size, input_size) if isinstance(input_size, int | np.integer) else input_size
         trunk = _Frames(module, n_stack, channels // n_stack, size, mean, std)
         super().__init__(observation_space, n_stack * _check_module(trunk, (channels // n_stack, height, width)))
         self.trunk = trunk

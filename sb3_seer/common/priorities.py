@@ -8,6 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_seer.common.utils import check_number, check_positive_int
+
 
 class PrioritizedReplayBufferSamples(NamedTuple):
     """
@@ -138,11 +140,9 @@ class Priorities:
     """
 
     def __init__(self, n: int, alpha: float = 0.6, beta: float = 0.4, final_beta: float = 1.0, epsilon: float = 1e-6) -> None:
-        if n < 1:
-            raise ValueError(f"`n` must be >= 1, got {n}")
+        check_positive_int("n", n)
         for name, number in dict(alpha=alpha, beta=beta, final_beta=final_beta).items():
-            if not 0.0 <= number <= 1.0:
-                raise ValueError(f"`{name}` must be from 0 to 1, got {number!r}")
+            check_number(name, number, 0, 1)
         if not 0.0 < epsilon < np.inf:
             raise ValueError(f"`epsilon` must be finite and > 0, got {epsilon}")
         self.alpha, self.epsilon = alpha, epsilon
@@ -277,8 +277,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(f"`observation_space` must not be a Dict, got {observation_space}")
         if kwargs.get("optimize_memory_usage"):
             raise ValueError("`optimize_memory_usage` must be False, got True")
-        if n_steps < 1:
-            raise ValueError(f"`n_steps` must be >= 1, got {n_steps}")
+        check_positive_int("n_steps", n_steps)
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
         self.n_steps, self.gamma = n_steps, gamma
         self.priorities = Priorities(self.buffer_size * self.n_envs, alpha, beta, final_beta)
