@@ -1,6 +1,7 @@
 """What the tests share: environments of a few pixels, learned in seconds, and agents for them."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from sb3_seer import (
     SEERRainbow,
     SplitExtractor,
 )
+from sb3_seer.common.type_aliases import Latents
 
 
 class LightEnv(gym.Env):
@@ -189,3 +191,24 @@ def train_on(model, gradient_steps: int = 10) -> dict[str, th.Tensor]:
     model.set_logger(configure(None, []))
     model.train(gradient_steps=gradient_steps, batch_size=16)
     return copy.deepcopy(model.policy.state_dict())
+
+
+def check_latents_stand_for_images(make: Callable[[], Any], rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    """
+    Invariant 4: training from latents equals training from images through the frozen encoder.
+
+    :param make: the same trained model, twice, before its freeze
+    """
+    weights = []
+    for from_latents in (False, True):
+        model = make()
+        images = copy.deepcopy(model.replay_buffer)
+        model.freeze_encoder()
+        frozen = copy.deepcopy(model.policy.state_dict())
+        if not from_latents:
+            model.replay_buffer = images
+        assert isinstance(model.replay_buffer.sample(4).observations, Latents) == from_latents
+        weights.append(train_on(model, gradient_steps=20))
+        assert any(not th.equal(weights[-1][name], value) for name, value in frozen.items())
+    for name, value in weights[0].items():
+        th.testing.assert_close(weights[1][name], value, rtol=rtol, atol=atol)

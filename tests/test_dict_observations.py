@@ -20,7 +20,6 @@ from torch import nn
 
 from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SplitExtractor
 from sb3_seer.common.replay import LatentReplayBuffer
-from sb3_seer.common.type_aliases import Latents
 from tests.dict_helpers import (
     COMBINED,
     EXTRACTORS,
@@ -32,7 +31,7 @@ from tests.dict_helpers import (
     make_env,
     make_model,
 )
-from tests.helpers import ALGORITHMS, LightEnv, assert_same, is_continuous, train_on
+from tests.helpers import ALGORITHMS, LightEnv, assert_same, check_latents_stand_for_images, is_continuous, train_on
 from tests.replay_oracle import GAMMA, batch_of
 
 # ---- agents ----
@@ -235,26 +234,9 @@ def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, si
 @EXTRACTORS
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm, extractor, size):
-    """Invariant 4."""
     # By default SEERCURL has an augmentation, for its contrastive loss
     kwargs: dict[str, Any] = dict(augmentation=None, cpc_update_freq=None) if algorithm is SEERCURL else {}
-
-    def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, extractor, size, freeze_after=None, **kwargs)
-        model.learn(40)
-        images = copy.deepcopy(model.replay_buffer)
-        model.freeze_encoder()
-        frozen = copy.deepcopy(model.policy.state_dict())
-        if not from_latents:
-            model.replay_buffer = images
-        assert isinstance(model.replay_buffer.sample(4).observations, Latents) == from_latents
-        weights = train_on(model, gradient_steps=20)
-        assert any(not th.equal(weights[name], value) for name, value in frozen.items())
-        return weights
-
-    from_images = train(from_latents=False)
-    for name, value in train(from_latents=True).items():
-        th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
+    check_latents_stand_for_images(lambda: make_model(algorithm, extractor, size, freeze_after=None, **kwargs).learn(40))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sb3_seer import SEERDQN, SEERSAC, SEERTQC, DataEfficientCNN, FreezeEncoderCallback, ImpalaCNN, PixelEncoder
 from sb3_seer.common.encoders import LayeredExtractor
-from tests.helpers import DialEnv, LightEnv, assert_same
+from tests.helpers import DialEnv, LightEnv, assert_same, check_latents_stand_for_images
 
 SMALL: dict[type[LayeredExtractor], dict[str, Any]] = {
     PixelEncoder: dict(n_filters=4, latent_dim=8),
@@ -205,21 +205,8 @@ def test_layers_before_the_cut_stay_and_those_after_it_move(algorithm, encoder, 
 
 @pytest.mark.parametrize("algorithm", [SEERDQN, SEERSAC])
 def test_training_from_latents_equals_training_from_images_through_the_frozen_layers(algorithm):
-    def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, PixelEncoder, "conv2", freeze_after=None, latent_dtype="float32")
-        model.learn(40)
-        images = copy.deepcopy(model.replay_buffer)
-        model.freeze_encoder()
-        if not from_latents:
-            model.replay_buffer = images
-        np.random.seed(1)
-        th.manual_seed(1)
-        model.train(gradient_steps=10, batch_size=16)
-        return model.policy.state_dict()
-
-    from_images = train(from_latents=False)
-    for name, value in train(from_latents=True).items():
-        th.testing.assert_close(value, from_images[name], rtol=1e-3, atol=1e-5)
+    settings: dict[str, Any] = dict(freeze_after=None, latent_dtype="float32")
+    check_latents_stand_for_images(lambda: make_model(algorithm, PixelEncoder, "conv2", **settings).learn(40), 1e-3, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,17 @@ from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, SEERCrossQ
 from sb3_seer.common.callbacks import FreezeEncoderCallback
-from sb3_seer.common.type_aliases import Latents
-from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, is_continuous, make_model
+from tests.helpers import (
+    ALGORITHMS,
+    DialEnv,
+    LightEnv,
+    TinyEncoder,
+    assert_same,
+    check_latents_stand_for_images,
+    encoder_state,
+    is_continuous,
+    make_model,
+)
 
 # 1. Without a freeze, SEER is the algorithm that it extends
 
@@ -123,25 +132,9 @@ def test_training_from_latents_equals_training_from_images_through_the_frozen_en
     # Before CrossQ's batch normalisation, the gradient of a bias is rounding alone, of which Adam makes whole steps
     policy_kwargs = dict(optimizer_class=th.optim.SGD) if algorithm is SEERCrossQ else {}
 
-    def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, freeze_after=None, augmentation=None, policy_kwargs=policy_kwargs)
-        model.learn(80)
-        images = copy.deepcopy(model.replay_buffer)
-        model.freeze_encoder()
-        frozen = copy.deepcopy(model.policy.state_dict())
-        if not from_latents:
-            model.replay_buffer = images
-        assert isinstance(model.replay_buffer.sample(4).observations, Latents) == from_latents
-        np.random.seed(1)
-        th.manual_seed(1)
-        model.train(gradient_steps=20, batch_size=16)
-        weights = model.policy.state_dict()
-        assert any(not th.equal(weights[name], value) for name, value in frozen.items())
-        return weights
-
-    from_images = train(from_latents=False)
-    for name, value in train(from_latents=True).items():
-        th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
+    check_latents_stand_for_images(
+        lambda: make_model(algorithm, freeze_after=None, augmentation=None, policy_kwargs=policy_kwargs).learn(80)
+    )
 
 
 # 5. After the freeze, a gradient step calls no encoder and a step of the environments one

@@ -22,7 +22,7 @@ from sb3_seer.common.flops import find_passes
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.common.type_aliases import Latents
-from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, train_on
+from tests.helpers import DialEnv, LightEnv, TinyEncoder, assert_same, check_latents_stand_for_images, encoder_state, train_on
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_algorithm.py"
 
@@ -119,17 +119,7 @@ def test_it_learns_through_the_freeze_and_resumes(algorithm, tmp_path):
 
 
 def test_latents_stand_for_images(algorithm):
-    def train(from_latents: bool) -> dict[str, th.Tensor]:
-        model = make_model(algorithm, freeze_after=None).learn(40)
-        images = copy.deepcopy(model.replay_buffer)
-        model.freeze_encoder()
-        if not from_latents:
-            model.replay_buffer = images
-        return train_on(model)
-
-    from_images = train(from_latents=False)
-    for name, value in train(from_latents=True).items():
-        th.testing.assert_close(value, from_images[name], rtol=1e-4, atol=1e-6)
+    check_latents_stand_for_images(lambda: make_model(algorithm, freeze_after=None).learn(40))
 
 
 def test_operations_are_counted_where_they_are_known(algorithm):
