@@ -37,7 +37,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 from benchmarks.common import NoiseEnv, Row, in_turn, seconds, show
 from sb3_seer import SEERDQN, SEERSAC, DataEfficientCNN, LatentReplayBuffer, PixelEncoder
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS
-from sb3_seer.common.memory import LATENT_DTYPES, MemoryPlan
+from sb3_seer.common.memory import LATENT_DTYPES
 from sb3_seer.common.seer import SEERMixin
 from sb3_seer.envs import ActionRepeat, DMControlPixels
 
@@ -292,23 +292,6 @@ def bytes_rows(task: Task, steps: list[Step]) -> list[Row]:
     return rows
 
 
-def capacity_rows() -> list[Row]:
-    """:return: transitions that the bytes of the images hold as latents, for the paper's settings"""
-    rows = []
-    for n_images, frame_bytes, n_networks, n_copies, latent_dim, expected in (
-        (1_000, 30_000, 2, 4, 50, 18_750),
-        (2_000, 30_000, 2, 4, 50, 37_500),
-        (10_000, 7_056, 1, 1, 576, 30_625),
-    ):
-        float32, float16 = (
-            MemoryPlan(n_images, 1, frame_bytes, b, n_networks, n_copies, latent_dim).latent_transitions for b in (4, 2)
-        )
-        setting: Row = dict(images=n_images, P=frame_bytes, N=n_networks, K=n_copies, L=latent_dim)
-        met = (float32, float16) == (expected, 2 * expected)
-        rows.append(setting | dict(float32=float32, float16=float16, limit=expected, met=met))
-    return rows
-
-
 def peak_rows(task_name: str, transitions: int) -> list[Row]:
     """:return: peak resident memory of a process that fills, freezes and refills a buffer until it is full again"""
     announced, peaks = peak_memory(task_name, transitions)
@@ -438,7 +421,6 @@ def time_rows(task: Task, steps: list[Step], repetitions: int) -> dict[str, list
 
 TITLES = {
     "bytes": "Bytes a transition in a full buffer (limits: on all bytes in the images stage, on the observation's as latents)",
-    "capacity": "Transitions that the bytes of the images hold as latents",
     "times": "A sampled batch, and an added transition while the buffer fills and when it is full (medians; ratios to SB3's)",
     "latent_adds": "A transition added as latents, which takes a call of the encoder (medians)",
     "freezes": "Seconds for the freeze",
@@ -457,7 +439,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     th.set_num_threads(1)
     results: dict[str, list[Row]] = {name: [] for name in TITLES}
-    results["capacity"] = capacity_rows()
     for name in args.on:
         task, n = TASKS[name], transitions // 5 if name == "walker" else transitions
         print(f"{task.name}: {n:,} transitions ...", file=sys.stderr)

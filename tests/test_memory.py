@@ -78,8 +78,6 @@ def test_the_benchmark_has_a_row_for_everything(
     for section in ("latent_adds", "freezes"):
         assert [row["latents"] for row in results[section]] == ["float32", "float16", "uint8"]
     assert all(row["add_ms"] > 0.5 * row["encoder_alone_ms"] > 0 for row in results["latent_adds"])
-    assert [row["float32"] for row in results["capacity"]] == [18_750, 37_500, 30_625]
-    assert [row["float16"] for row in results["capacity"]] == [37_500, 75_000, 61_250]
     assert len(results["peaks"]) == 1
 
     printed = capsys.readouterr().out
