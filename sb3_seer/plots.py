@@ -90,13 +90,21 @@ class Run:
     @cached_property
     def args(self) -> dict[str, Any]:
         """the arguments of RL Zoo's command, none if it did not write them"""
-        file = self.folder / self.environment / "args.yml"
+        return self._written("args.yml")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """the hyperparameters, with the ``-params`` of RL Zoo's command, none if it did not write them"""
+        return self._written("config.yml")
+
+    def _written(self, name: str) -> dict[str, Any]:
+        file = self.folder / self.environment / name
         if not file.is_file():
             return {}
         import yaml
 
         # RL Zoo writes an object of Python, and reads it in the same way
-        return yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) or {}
+        return dict(yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) or {})
 
     @property
     def algorithm(self) -> str:
@@ -205,7 +213,7 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
     :raises ValueError: if none has evaluations
     """
     runs: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
-    given = [Run(folder) for folder in dict.fromkeys(map(Path, folders))]
+    given = [Run(folder) for folder in {folder.resolve(): folder for folder in map(Path, folders)}.values()]
     evaluated = [run for run in given if run.is_evaluated] or given[:1]
     if left_out := [str(run.folder) for run in given if run not in evaluated]:
         warn(f"Left out, without evaluations: {', '.join(left_out)}")
@@ -215,9 +223,12 @@ def load_curves(folders: Sequence[str | Path]) -> list[Curve]:
             warn(f"{run.folder} is a training that was resumed with -i: its steps begin at 0 again")
         runs[run.environment, run.name, run.algorithm].append(run)
     for (environment, name, _), runs_of_one in runs.items():
-        params = [{**(run.args.get("hyperparams") or {}), "callback": None} for run in runs_of_one]
+        params = [{**run.settings, "callback": None} for run in runs_of_one]
         if any(some != params[0] for some in params):
-            warn(f"{name} in {environment}: runs with different -params are drawn as one curve. Give each kind its own -conf")
+            warn(
+                f"{name} in {environment}: runs with different hyperparameters are drawn as one curve. Give each kind a "
+                "-conf file with a name of its own"
+            )
     algorithms: dict[str, set[str]] = defaultdict(set)
     for _, name, algorithm in runs:
         algorithms[name].add(algorithm)

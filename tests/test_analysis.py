@@ -21,6 +21,7 @@ from sb3_seer.analysis import AnalysedRun, Episodes, debiased_cka, held_out_r2, 
 from sb3_seer.analysis.__main__ import main
 from sb3_seer.analysis.run import feature_maps, latents, layer_samples, newest_frames
 from sb3_seer.common.observations import map_parts
+from sb3_seer.common.regression import linear_predictability
 from tests import dict_helpers
 from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, make_model
 
@@ -94,6 +95,13 @@ def test_r2_of_what_latents_have_and_of_what_they_have_not() -> None:
     assert r2[0] > 0.999
     assert r2[1] == pytest.approx(0.5, abs=0.15)
     assert r2[2] == pytest.approx(0, abs=0.15)
+
+
+def test_there_is_no_r2_of_what_does_not_vary() -> None:
+    x = gaussians(400, 5)
+    stops = np.minimum(np.arange(400.0), 250)
+    assert np.isnan(held_out_r2(x, np.stack([stops, np.full(400, 0.1)], axis=1))).all()
+    assert 0 <= linear_predictability(x, stops[:, None]) <= 1
 
 
 # ---- a run ----
@@ -329,6 +337,20 @@ def test_packages_that_make_the_environment_known_are_imported(
 
 
 # ---- bad input ----
+
+
+def test_episodes_of_one_step_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gym.register("OneStep-v0", LightEnv, kwargs=dict(length=1))
+    run = make_run(tmp_path / "dqn_seer" / "OneStep-v0_1", SEERDQN, "OneStep-v0", freeze_after=30)
+    with pytest.raises(SystemExit):
+        main(["similarity", str(run), "-n", "20"])
+    assert "Episodes of OneStep-v0 must have more than one step" in capsys.readouterr().err
+
+
+def test_without_images_there_are_no_frames() -> None:
+    model = DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")
+    with pytest.raises(ValueError, match="`observations` must have images, got Box"):
+        newest_frames(model, np.zeros((2, 4), np.float32))
 
 
 def test_an_on_policy_algorithm_is_refused() -> None:

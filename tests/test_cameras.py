@@ -38,6 +38,17 @@ def test_a_key_that_is_no_image_is_refused():
         MultiCameraEncoder(SPACE, dict(vector=TinyEncoder))
 
 
+@pytest.mark.parametrize("encoder", ["PixelEncoder", (PixelEncoder,), (PixelEncoder, 20)])
+def test_what_is_no_encoder_is_refused(encoder):
+    with pytest.raises(ValueError, match=r"must be classes, or pairs of a class and its arguments, got .* for 'front'"):
+        MultiCameraEncoder(SPACE, dict(front=encoder))
+
+
+def test_an_image_alone_is_refused():
+    with pytest.raises(ValueError, match="`observation_space` must be a Dict with images, got Box"):
+        MultiCameraEncoder(SPACE["front"])
+
+
 def test_a_camera_frozen_in_part_is_refused():
     with pytest.raises(ValueError, match="must be frozen as a whole, got freeze_at='conv2' for 'front'"):
         MultiCameraEncoder(SPACE, dict(front=(PixelEncoder, dict(freeze_at="conv2"))))

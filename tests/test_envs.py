@@ -95,6 +95,13 @@ def test_images_are_resized_and_other_keys_stay(is_dict: bool, grayscale: bool, 
         assert observation["t"] == [1.0]
 
 
+def test_channels_first_are_not_resized() -> None:
+    env = CameraEnv(False, 3)
+    env.observation_space = spaces.Box(0, 255, (4, 64, 64), np.uint8)
+    with pytest.raises(ValueError, match="must have their channels last, got Box"):
+        ResizeImages(env, height=4, width=4)
+
+
 def test_without_images_there_is_nothing_to_resize() -> None:
     with pytest.raises(ValueError, match="`env` must have images, got observations of Box"):
         ResizeImages(CountingEnv(), height=4, width=4)

@@ -219,26 +219,29 @@ def test_a_folder_without_evaluations_is_named(folder: str, logs: Path, tmp_path
 
 
 def test_what_cannot_be_drawn_together_is_said(tmp_path: Path) -> None:
-    def run(name: str, n: int, **args: Any) -> Path:
+    def run(name: str, n: int, settings: Any = None, **args: Any) -> Path:
         folder = tmp_path / "dqn_seer" / name
         (folder / "Light-v0").mkdir(parents=True)
         (folder / "Light-v0" / "args.yml").write_text(yaml.dump(dict(conf_file=None, **args)))
+        (folder / "Light-v0" / "config.yml").write_text(yaml.dump(OrderedDict(settings or {})))
         if n > 0:
             np.savez(folder / "evaluations.npz", timesteps=10 * np.arange(1, n + 1), results=np.ones((n, 2)))
         return folder
 
     folders = [run("Light-v0_1", 3), run("Light-v0_2", 0)]
-    folders.append(run("Light-v0_3", 2, trained_agent="model.zip", hyperparams=dict(gamma=0.5)))
-    folders.append(run("Light-v0_4", 2, trained_agent="model.zip", hyperparams=dict(callback="any")))
+    folders.append(run("Light-v0_3", 2, settings=dict(gamma=0.5), trained_agent="model.zip"))
+    folders.append(run("Light-v0_4", 2, settings=dict(callback="any"), trained_agent="model.zip"))
     (folders[-1] / "flops.csv").write_text("timesteps,flops,seconds,frozen\n0,0,0.0,0\n")  # its steps go on
-    folders.append(folders[0])
+    folders.append(folders[0].parent / ".." / "dqn_seer" / folders[0].name)  # the same folder
     with pytest.warns(UserWarning) as said:
         (curve,) = load_curves(folders)
         assert len(curve.runs) == 3 and curve.timesteps.tolist() == [10, 20]
-    assert [str(warning.message).replace(str(tmp_path), "") for warning in said] == [
+    messages = [str(warning.message) for warning in said if warning.category is UserWarning]
+    assert [message.replace(str(tmp_path), "") for message in messages] == [
         "Left out, without evaluations: /dqn_seer/Light-v0_2",
         "/dqn_seer/Light-v0_3 is a training that was resumed with -i: its steps begin at 0 again",
-        "dqn_seer in Light-v0: runs with different -params are drawn as one curve. Give each kind its own -conf",
+        "dqn_seer in Light-v0: runs with different hyperparameters are drawn as one curve. Give each kind a -conf file with a "
+        "name of its own",
         "dqn_seer: the runs differ in length. Drawn until step 20, as far as all of them go",
     ]
 

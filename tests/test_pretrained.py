@@ -230,6 +230,8 @@ def test_a_module_that_is_frozen_already_is_encoded_whole_where_it_is_checked_an
         (dict(module="builtins:dict"), ValueError, "returns a torch module, got 'builtins:dict', which returns a dict"),
         (dict(module=Restless()), ValueError, "the same output twice in evaluation mode, got a Restless that does not"),
         (dict(module=Backbone(), mean=[0.5]), ValueError, r"`mean` must be None or have a number for each of 3 channels"),
+        (dict(module=Backbone(), std=[0.5, 0.5, 0]), ValueError, "`std` must have numbers > 0"),
+        (dict(module=Backbone(), n_stack=0), ValueError, "`n_stack` must be an integer >= 1, got 0"),
         (dict(module=Backbone(), n_stack=2), ValueError, "`n_stack` must divide the 3 channels of an observation, got 2"),
     ],
 )
@@ -268,6 +270,15 @@ def test_weights_that_do_not_fit_are_named_with_both_shapes(saved):
         PretrainedEncoder(space, **{**grey(weights=weights), "module": nn.Sequential(nn.Conv2d(1, 2, 3))})
     with pytest.raises(FileNotFoundError):
         PretrainedEncoder(space, **grey(weights="nowhere.pth"))
+
+
+@pytest.mark.parametrize("name", ["text.pth", "text.safetensors", "list.pth"])
+def test_files_without_weights_are_named(name, tmp_path):
+    (tmp_path / name).write_text("hello")
+    if name == "list.pth":
+        th.save([1, 2], tmp_path / name)
+    with pytest.raises(ValueError, match=f"`weights` must be the file of a state_dict, got '.*{name}'"):
+        PretrainedEncoder(spaces.Box(0, 255, (1, 16, 16), np.uint8), **grey(weights=tmp_path / name))
 
 
 def test_it_may_learn_until_a_freeze():

@@ -1,6 +1,8 @@
 """Starting with the encoder, or the whole policy, of a saved model."""
 
 import copy
+import os
+import warnings
 from typing import Any
 
 import pytest
@@ -232,6 +234,22 @@ def test_files_that_are_no_saved_models(tmp_path):
     DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu", policy_kwargs=dict(net_arch=[4])).save(tmp_path / "mlp")
     with pytest.raises(ValueError, match=r"saved model of an off-policy algorithm with a features extractor, got .*mlp'"):
         make_model(SEERDQN, pretrained_encoder=str(tmp_path / "mlp"))
+
+
+def test_a_saved_model_keeps_its_weights(tmp_path):
+    _, path = saved_model(SEERDQN, tmp_path)
+    model = make_model(SEERDQN, seed=5, freeze_after=0, pretrained_encoder=path)
+    make_model(SEERDQN, seed=6).save(tmp_path / "other")
+    model.save(tmp_path / "model")
+    os.remove(f"{path}.zip")  # the file is not read again
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", pretrained_encoder=path)
+    assert_same(loaded.policy.state_dict(), model.policy.state_dict())
+    with pytest.warns(UserWarning, match="pretrained_encoder=.* has no effect: a saved model keeps its weights"):
+        loaded = SEERDQN.load(tmp_path / "other", env=LightEnv(), device="cpu", pretrained_encoder=path, freeze_after=0)
+    with pytest.warns(UserWarning, match="before its first gradient step"):
+        loaded.learn(1)
 
 
 def test_arguments_that_make_no_sense(tmp_path):

@@ -281,9 +281,14 @@ def test_push_to_hub_and_load_from_hub(zoo: Callable[..., None], monkeypatch: py
     ):
         assert row in text
     assert (card.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "The encoder was trained until T_f and then frozen" in text
     # Of a training that goes on from here and counts from 0 again, it is not known when that was
     model.set_env(DummyVecEnv([lambda: VideoLightEnv(size=48)]))
     assert "0.5 |" in hub.describe(model.learn(10))
+    model.freeze_after = 0
+    assert "The encoder was frozen from the first step" in hub.describe(model)
+    model.encoder_frozen = False
+    assert "The encoder was not frozen" in hub.describe(model)
 
 
 @pytest.mark.slow
@@ -351,7 +356,7 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
             assert (searched and (searched.low, searched.high)) == expected
         finally:
             registration.configured_hyperparams.reset(token)
-    for freeze_after in (None, "auto"):
+    for freeze_after in (None, "auto", 0):
         token = registration.configured_hyperparams.set(dict(freeze_after=freeze_after))
         try:
             assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)

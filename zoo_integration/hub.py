@@ -34,11 +34,17 @@ def describe(model: SEERMixin) -> str:
     }
     if count is not None:
         rows["operations"] = f"{count.flops:.3g} (a multiply-add is one, a backward pass two forward passes)"
+    if not model.encoder_frozen:
+        how = "The encoder was not frozen: the agent learned from stored images"
+    elif model.freeze_after == 0:
+        how = "The encoder was frozen from the first step: the agent learned from stored latents"
+    else:
+        how = "The encoder was trained until T_f and then frozen; from there on the agent learned from stored latents"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""
 ## SEER
 
-The encoder was trained until T_f and then frozen; from there on the agent learned from stored latents
+{how}
 ([Chen et al. 2021](https://arxiv.org/abs/2103.02886)).
 
 | | |

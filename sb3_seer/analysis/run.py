@@ -105,6 +105,7 @@ class AnalysedRun:
         :param n_steps: steps to play with the last checkpoint, which explores
         :param seed: of the environment
         :return: the steps, without the first of each episode, which have no ``info``
+        :raises ValueError: if 1,000 episodes in a row have that one only
         """
         from rl_zoo3.utils import create_test_env
 
@@ -116,7 +117,7 @@ class AnalysedRun:
         recorder, model = _record(env.unwrapped.envs[0]), self.load(self.steps[-1])
         observations: list[Any] = []
         actions, numbers = [], []
-        obs, info = env.reset(), None
+        obs, info, n_short = env.reset(), None, 0
         with tqdm(total=n_steps, desc="episodes", delay=2) as bar:
             while len(observations) < n_steps:
                 action, _ = model.predict(obs, deterministic=False)
@@ -125,6 +126,9 @@ class AnalysedRun:
                     actions.append(action[0])
                     numbers.append(_numbers("", {**info, **recorder.raw()}))
                     bar.update()
+                n_short = n_short + 1 if info is None else 0
+                if n_short == 1001:
+                    raise ValueError(f"Episodes of {env_id} must have more than one step, got 1,000 without a second one")
                 obs, _, dones, infos = env.step(action)
                 info = None if dones[0] else infos[0]
         env.close()
@@ -268,7 +272,10 @@ def newest_frames(model: Any, observations: Observations) -> np.ndarray:
     :param model: an algorithm
     :param observations: batch of observations
     :return: the newest frame of their (last) image, cropped as the network sees it, shape ``(n, height, width, 1 or 3)``
+    :raises ValueError: if they have no images
     """
+    if not image_spaces(model.observation_space):
+        raise ValueError(f"`observations` must have images, got {model.observation_space}")
     tensors = model.policy.obs_to_tensor(observations)[0]
     images = model.policy.center_crop(tensors) if isinstance(model.policy, SEERPolicy) else tensors
     if isinstance(images, dict):

@@ -29,7 +29,8 @@ class MultiCameraEncoder(SplitExtractor):
     """
 
     def __init__(self, observation_space: gym.Space, encoders: Mapping[str, Encoder] | None = None) -> None:
-        assert isinstance(observation_space, spaces.Dict)
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"`observation_space` must be a Dict with images, got {observation_space}")
         images = image_spaces(observation_space)
         encoders = encoders or {}
         if not encoders.keys() <= images.keys():
@@ -37,7 +38,11 @@ class MultiCameraEncoder(SplitExtractor):
         parts, trunk_shapes, head_dims = {}, [], []
         for key, box in images.items():
             encoder = encoders.get(key, NatureCNN)
-            extractor_class, kwargs = (encoder, {}) if isinstance(encoder, type) else encoder
+            extractor_class, kwargs = encoder if isinstance(encoder, tuple | list) and len(encoder) == 2 else (encoder, {})
+            if not (isinstance(extractor_class, type) and isinstance(kwargs, Mapping)):
+                raise ValueError(
+                    f"`encoders` must be classes, or pairs of a class and its arguments, got {encoder!r} for {key!r}"
+                )
             if "freeze_at" in kwargs:
                 raise ValueError(f"`encoders` must be frozen as a whole, got freeze_at={kwargs['freeze_at']!r} for {key!r}")
             extractor = extractor_class(box, **kwargs).eval()  # one image has no batch statistics

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_seer.common.extractors import SplitExtractor
+from sb3_seer.common.utils import check_positive_int
 
 # Of ImageNet, for pixels from 0 to 1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,8 +26,8 @@ class PretrainedEncoder(SplitExtractor):
     trained until then.
 
     Frames of a stack are encoded one by one, as the module was trained on single images: their outputs side by side are the
-    latent, and a step of the environments encodes one frame. The head is a layer normalisation: the outputs of a module may
-    have any scale.
+    latent, and a step of the environments encodes one frame (with an augmentation, all of them). The head is a layer
+    normalisation: the outputs of a module may have any scale.
 
     :param observation_space: (channels-first) space of images of bytes
     :param module: maps float images of shape ``(batch_size, channels, height, width)`` to vectors or feature maps. A torch
@@ -60,6 +61,7 @@ class PretrainedEncoder(SplitExtractor):
         if not is_image_space(observation_space):
             raise ValueError(f"`observation_space` must have images of bytes (uint8 from 0 to 255), got {observation_space}")
         channels, height, width = observation_space.shape
+        check_positive_int("n_stack", n_stack)
         if channels % n_stack != 0:
             raise ValueError(f"`n_stack` must divide the {channels} channels of an observation, got {n_stack}")
         module = make_module(module, **(module_kwargs or {})) if isinstance(module, str) else copy.deepcopy(module)
@@ -97,6 +99,8 @@ class _Frames(nn.Module):
             values = [default] * n_channels if values is None else list(values)
             if len(values) != n_channels:
                 raise ValueError(f"`{name}` must be None or have a number for each of {n_channels} channels, got {values}")
+            if name == "std" and not all(value > 0 for value in values):
+                raise ValueError(f"`std` must have numbers > 0, got {values}")
             self.register_buffer(name, th.tensor(values).reshape(1, n_channels, 1, 1))
 
     def forward(self, images: th.Tensor) -> th.Tensor:
@@ -184,13 +188,18 @@ def load_weights(module: nn.Module, path: str | pathlib.Path) -> None:
     :param module: changed in place
     :param path: file of a ``state_dict``
     :raises FileNotFoundError: if there is no such file
-    :raises ValueError: if a weight is missing there, or has another shape
+    :raises ValueError: if it is not such a file; if a weight is missing there, or has another shape
     """
     path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
-        saved = importlib.import_module("safetensors.torch").load_file(path)
-    else:
-        saved = th.load(path, map_location="cpu", weights_only=True)
+    if not path.is_file():
+        raise FileNotFoundError(f"`weights` must be a file, got {str(path)!r}")
+    load_safetensors = importlib.import_module("safetensors.torch").load_file if path.suffix == ".safetensors" else None
+    try:
+        saved = th.load(path, map_location="cpu", weights_only=True) if load_safetensors is None else load_safetensors(path)
+    except Exception as error:  # torch and safetensors have several of their own
+        raise ValueError(f"`weights` must be the file of a state_dict, got {str(path)!r}: {error}") from error
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"`weights` must be the file of a state_dict, got {str(path)!r} with a {type(saved).__name__}")
     weights = module.state_dict()
     for name, tensor in weights.items():
         if name not in saved:

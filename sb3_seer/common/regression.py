@@ -13,7 +13,8 @@ def held_out_r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     :param x: latents, in the order of the steps, shape ``(n, latent_dim)``
     :param y: quantities, shape ``(n, n_quantities)``
-    :return: R2 of each: 1 if it is exact, 0 or less if it is no better than the mean; shape ``(n_quantities,)``
+    :return: R2 of each: 1 if it is exact, 0 or less if it is no better than the mean, NaN if it does not vary in the last
+        quarter; shape ``(n_quantities,)``
     """
     half, end = len(x) // 2, len(x) * 3 // 4
     best = _ridge_r2(x[:half], y[:half], x[half:end], y[half:end]).argmax(axis=0)
@@ -27,7 +28,8 @@ def _ridge_r2(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarr
     projected, inner = (test_x - mean) / scale @ vt.T, u.T @ (y - y.mean(axis=0))
     predictions = np.stack([projected @ ((s / (s**2 + penalty))[:, None] * inner) for penalty in PENALTIES])
     errors = ((predictions + y.mean(axis=0) - test_y) ** 2).mean(axis=1)
-    return 1 - errors / np.maximum(test_y.var(axis=0), 1e-12)
+    varies = np.ptp(test_y, axis=0) > 0
+    return np.where(varies, 1 - errors / np.where(varies, test_y.var(axis=0), 1), np.nan)
 
 
 def principal_components(x: np.ndarray, variance: float = 0.999, most: int = 64) -> np.ndarray:
@@ -56,4 +58,5 @@ def linear_predictability(x: np.ndarray, y: np.ndarray, more: np.ndarray | None 
     inputs, targets = principal_components(x), principal_components(y)
     if targets.shape[1] == 0:
         return 1.0
-    return float(held_out_r2(inputs if more is None else np.hstack([inputs, more]), targets).clip(0, 1).mean())
+    r2 = held_out_r2(inputs if more is None else np.hstack([inputs, more]), targets)
+    return float(np.nan_to_num(r2, nan=0).clip(0, 1).mean())

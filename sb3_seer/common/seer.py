@@ -112,6 +112,7 @@ class SEERMixin(AtomicSaving):
         self.pretrained_encoder = pretrained_encoder
         self.pretrained_part = pretrained_part
         self._pretrained = False  # whether pretrained_encoder is loaded
+        self._is_new = True  # False in a model that is loaded, whose weights are the saved ones
         self.encoder_frozen = False
         self.freeze_seconds = 0.0  # how long the freeze took
         self.auto_freeze: AutoFreeze | None = None  # from the first step to the freeze, with freeze_after="auto"
@@ -146,9 +147,15 @@ class SEERMixin(AtomicSaving):
         self.policy_kwargs = policy_kwargs
         if self.policy.encoder_dtype == "bfloat16" and self.device.type == "cpu" and not multiplies_bfloat16():
             warn('encoder_dtype="bfloat16" is several times slower than "float32" on a CPU without instructions for it')
-        if self.pretrained_encoder is not None and not self._pretrained:
+        if self.pretrained_encoder is not None and self._is_new:
             load_pretrained(self.policy, self.pretrained_encoder, self.pretrained_part)
             self._pretrained = True
+        elif self.pretrained_encoder is not None and not self._pretrained:
+            warn(
+                f"pretrained_encoder={str(self.pretrained_encoder)!r} has no effect: a saved model keeps its weights. "
+                "Make a new one to start from those"
+            )
+        self._is_new = False
 
         self._check_priorities()
         self.replay_buffer.set_encoder(self.policy)

@@ -182,7 +182,8 @@ class SEERCURL(SEERSAC):
     def flops_passes(self) -> Passes | None:
         """
         Those of ``SEERSAC``, and for the contrastive loss two more forward passes of the encoder and one backward. (The
-        released code encodes the observations once more for the actor, in every second update.)
+        released code encodes the observations once more for the actor, in every second update.) For the heads, where the
+        actor learns in every second step, they are a fifth too many with one view, and two fifths with two.
         """
         passes = super().flops_passes
         if passes is None or self.cpc_update_freq is None:

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.core import ActType, ObsType
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
 
 from sb3_seer.common.utils import check_positive_int
 
@@ -45,7 +46,7 @@ class ResizeImages(gym.ObservationWrapper[Any, ActType, Any], gym.utils.RecordCo
     :param height: pixels
     :param width: pixels
     :param grayscale: whether to average the channels
-    :raises ValueError: if there is no image
+    :raises ValueError: if there is no image, or one with its channels first
     """
 
     def __init__(self, env: gym.Env, height: int, width: int, grayscale: bool = False) -> None:
@@ -68,6 +69,8 @@ class ResizeImages(gym.ObservationWrapper[Any, ActType, Any], gym.utils.RecordCo
         return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
     def _resized(self, box: Any) -> spaces.Box:
+        if is_image_space_channels_first(box):
+            raise ValueError(f"Images of `env` must have their channels last, got {box}")
         return spaces.Box(0, 255, (self.height, self.width, 1 if self.grayscale else box.shape[2]), np.uint8)
 
     def observation(self, observation: Any) -> Any:

@@ -114,7 +114,8 @@ class SEERSAC(SEERMixin, SAC):
         """
         Per view, F = 3 and B = 1. The encoder has three forward passes: the observations, and the next observations for the
         actor and for the target. The actor's head has two, each critic's head three. All have one backward pass, the critics
-        one more for the gradient of the actions. So for the heads, F = 3 and B = 1 are within 10% (one view).
+        one more for the gradient of the actions. So for the heads, F = 3 and B = 1 are within 10% with one view. With two they
+        are a fifth too many, as the actor learns from one of them.
         """
         return Passes(3 * self.n_views, self.n_views) if isinstance(self.policy, SEERSACPolicy) else None
 
