@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC
-from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, SumTree, is_prioritized
+from sb3_seer.common.priorities import EPSILON, Priorities, PrioritizedReplayBufferSamples, SumTree, is_prioritized
 from tests.helpers import TinyEncoder, assert_same, make_model
 
 # ---- the sum tree ----
@@ -114,14 +114,14 @@ def test_nothing_is_found_where_all_is_zero():
 # ---- priorities ----
 
 
-def filled(errors: np.ndarray, alpha: float = 0.5, epsilon: float = 1e-6) -> Priorities:
-    priorities = Priorities(len(errors), alpha, epsilon=epsilon)
+def filled(errors: np.ndarray, alpha: float = 0.5) -> Priorities:
+    priorities = Priorities(len(errors), alpha)
     priorities.update(np.arange(len(errors)), errors)
     return priorities
 
 
 def test_new_transitions_get_the_largest_priority_so_far():
-    priorities = Priorities(4, alpha=0.5, epsilon=1e-6)
+    priorities = Priorities(4, alpha=0.5)
     priorities.add(0)
     priorities.add(np.array([1, 2]))
     np.testing.assert_array_equal(priorities.values, [1.0, 1.0, 1.0, 0.0])
@@ -138,12 +138,12 @@ def test_new_transitions_get_the_largest_priority_so_far():
 
 
 def test_update_counts_the_last_of_duplicates():
-    priorities = Priorities(3, alpha=1.0, epsilon=0.5)
+    priorities = Priorities(3, alpha=1.0)
     priorities.update(np.array([1, 0, 1, 1]), np.array([7.0, -2.0, 5.0, 3.0], dtype=np.float32))
-    np.testing.assert_array_equal(priorities.values, [2.5, 3.5, 0.0])
+    np.testing.assert_array_equal(priorities.values, [2.0 + EPSILON, 3.0 + EPSILON, 0.0])
     # What is read is a copy
     priorities.values[:] = 0.0
-    np.testing.assert_array_equal(priorities.values, [2.5, 3.5, 0.0])
+    np.testing.assert_array_equal(priorities.values, [2.0 + EPSILON, 3.0 + EPSILON, 0.0])
 
 
 @pytest.mark.parametrize("error", [np.nan, np.inf, -np.inf])
@@ -163,8 +163,6 @@ def test_errors_that_are_not_finite_are_refused(error):
         (dict(n=1, alpha=-0.1), "`alpha` must be between 0 and 1, got -0.1"),
         (dict(n=1, alpha=np.nan), "`alpha` must be between 0 and 1, got nan"),
         (dict(n=1, alpha="0.5"), "`alpha` must be between 0 and 1, got '0.5'"),
-        (dict(n=1, alpha=0.5, epsilon=0.0), "`epsilon` must be finite and > 0, got 0.0"),
-        (dict(n=1, alpha=0.5, epsilon=np.inf), "`epsilon` must be finite and > 0, got inf"),
     ],
 )
 def test_arguments_are_checked(kwargs, message):
@@ -214,7 +212,7 @@ def test_one_transition_and_none():
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_weights_are_those_of_the_paper(beta):
     # 7 transitions in a buffer of 10
-    priorities = Priorities(10, alpha=0.5, beta=beta, epsilon=1e-6)
+    priorities = Priorities(10, alpha=0.5, beta=beta)
     errors = np.array([0.0, 1e-12, 1e-3, 0.5, 1.0, 20.0, 1e12])
     priorities.update(np.arange(7), errors)
     indices = np.array([5, 2, 2, 6, 4])

@@ -10,6 +10,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_seer.common.utils import check_number, check_positive_int
 
+# Keeps transitions without an error from never being sampled again
+EPSILON = 1e-6
+
 
 class PrioritizedReplayBufferSamples(NamedTuple):
     """
@@ -40,38 +43,27 @@ def is_prioritized(replay_buffer: Any) -> bool:
 
 class SumTree:
     """
-    Sum tree for proportional sampling.
-
-    Every node has ``FAN_OUT`` children: with numpy, a few wide levels are faster than many levels of pairs. A sum is
-    always computed from its children, so rounding errors do not pile up.
+    Numbers that are drawn in proportion to their size: the root of this tree has a child for each block of leaves, so that few
+    numbers are added up for a draw. A sum is always computed from its leaves, so rounding errors do not pile up.
 
     :param capacity: number of leaves, all 0 at first
     """
 
-    FAN_OUT = 16
+    BLOCK_SIZE = 256
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        # From the leaves to the root, each of shape (nodes, FAN_OUT): entry (i, j) is child j of node i.
-        # The sum of node i is entry i of the next level.
-        self._levels: list[np.ndarray] = []
-        n_nodes = capacity
-        while n_nodes > 1 or not self._levels:
-            n_nodes = -(-n_nodes // self.FAN_OUT)
-            self._levels.append(np.zeros((n_nodes, self.FAN_OUT)))
-        self._changed = np.zeros(len(self._levels[0]), dtype=bool)  # nodes of leaves whose sums are out of date
-        self._up_to_date = True
+        self._blocks = np.zeros((-(-capacity // self.BLOCK_SIZE), self.BLOCK_SIZE))
+        self._sums = np.zeros(len(self._blocks))  # of each block
 
     def set(self, indices: np.ndarray | int, values: np.ndarray | float) -> None:
         """
-        Set some leaves. The sums are updated when they are next read.
-
         :param indices: of the leaves, from 0; of duplicates the last one counts
         :param values: finite and not negative, one for each index or one for all
         """
         self._leaves[indices] = values
-        self._changed[indices // self.FAN_OUT] = True
-        self._up_to_date = False
+        changed = np.unique(indices // self.BLOCK_SIZE)
+        self._sums[changed] = self._blocks[changed].sum(axis=1)
 
     def get(self, indices: np.ndarray | slice) -> np.ndarray:
         """
@@ -83,13 +75,12 @@ class SumTree:
     @property
     def _leaves(self) -> np.ndarray:
         # Not kept: a copy of the tree would copy the view as a separate array
-        return self._levels[0].reshape(-1)[: self.capacity]
+        return self._blocks.reshape(-1)[: self.capacity]
 
     @property
     def total(self) -> float:
         """The sum of all leaves."""
-        self._update_sums()
-        return float(self._levels[-1].sum())
+        return float(self._sums.sum())
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
         """
@@ -101,33 +92,29 @@ class SumTree:
         """
         if self.total == 0.0:
             raise ValueError("There are no transitions to sample: all priorities are 0")
-        rest = np.maximum(prefix_sums, 0.0)
-        nodes = np.zeros(len(rest), dtype=np.int64)
-        rows = np.arange(len(rest))
-        for level in reversed(self._levels):
-            sums = level[nodes].cumsum(axis=1)  # [n, FAN_OUT]
-            # A rest that rounding left beyond the last child belongs to the last one that is not 0
-            rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
-            # The first whose sum exceeds the rest: never a 0, which adds nothing to the sum before it
-            children = (sums <= rest[:, None]).sum(axis=1)
-            rest = rest - np.where(children > 0, sums[rows, children - 1], 0.0)
-            nodes = nodes * self.FAN_OUT + children
-        return nodes
+        blocks, rest = _find(self._sums[None], np.maximum(prefix_sums, 0.0))
+        leaves, _ = _find(self._blocks[blocks], rest)
+        return blocks * self.BLOCK_SIZE + leaves
 
-    def _update_sums(self) -> None:
-        if self._up_to_date:
-            return
-        nodes = self._changed.nonzero()[0]
-        self._changed[nodes] = False
-        for level, parents in zip(self._levels, self._levels[1:], strict=False):
-            parents.reshape(-1)[nodes] = level[nodes].sum(axis=1)
-            nodes = nodes // self.FAN_OUT
-        self._up_to_date = True
+
+def _find(values: np.ndarray, prefix_sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param values: a row for each sum, or one row for all, shape ``(n or 1, n_values)``
+    :param prefix_sums: shape ``(n,)``
+    :return: for each sum, the first value up to which the sum of its row exceeds it, and what is left of it before that value
+    """
+    sums = values.cumsum(axis=1)
+    # Rounding may have left more than the sum of the row
+    prefix_sums = np.minimum(prefix_sums, np.nextafter(sums[:, -1], 0.0))
+    # Never a 0, which adds nothing to the sum before it
+    found = (sums <= prefix_sums[:, None]).sum(axis=1)
+    before = np.take_along_axis(sums, found[:, None] - 1, axis=1)[:, 0]
+    return found, prefix_sums - before * (found > 0)
 
 
 class Priorities:
     """
-    Priorities of transitions that are sampled in proportion to ``(|error| + epsilon) ** alpha``.
+    Priorities of transitions that are sampled in proportion to ``(|error| + EPSILON) ** alpha``.
 
     Paper: Schaul et al. 2016, https://arxiv.org/abs/1511.05952, section 3.3, equation 1 and appendix B.2.1.
 
@@ -135,18 +122,14 @@ class Priorities:
     :param alpha: how much priorities count: from 0 (not at all) to 1
     :param beta: how much the weights correct for that when training starts, from 0 (not at all) to 1
     :param final_beta: the same when it ends; linear in between
-    :param epsilon: keeps transitions without an error from never being sampled again, larger than 0
     :raises ValueError: for parameters outside of these ranges
     """
 
-    def __init__(self, n: int, alpha: float = 0.6, beta: float = 0.4, final_beta: float = 1.0, epsilon: float = 1e-6) -> None:
+    def __init__(self, n: int, alpha: float = 0.6, beta: float = 0.4, final_beta: float = 1.0) -> None:
         check_positive_int("n", n)
         for name, number in dict(alpha=alpha, beta=beta, final_beta=final_beta).items():
             check_number(name, number, 0, 1)
-        if not 0.0 < epsilon < np.inf:
-            raise ValueError(f"`epsilon` must be finite and > 0, got {epsilon}")
-        self.alpha, self.epsilon = alpha, epsilon
-        self.initial_beta, self.final_beta = beta, final_beta
+        self.alpha, self.initial_beta, self.final_beta = alpha, beta, final_beta
         # SB3's: from 1 at the beginning of the training to 0 at its end, below for the few steps after it
         self.progress_remaining = 1.0
         self._tree = SumTree(n)
@@ -190,7 +173,7 @@ class Priorities:
         if not np.isfinite(errors).all():
             raise ValueError(f"`errors` must be finite, got {errors[~np.isfinite(errors)][0]}")
         # In float64: the tree's sums are over many of them
-        values = (np.abs(errors, dtype=np.float64) + self.epsilon) ** self.alpha
+        values = (np.abs(errors, dtype=np.float64) + EPSILON) ** self.alpha
         self._tree.set(indices, values)
         self.max_priority = float(values.max(initial=self.max_priority))
 
@@ -250,13 +233,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param buffer_size: Max number of element in the buffer
     :param observation_space: Observation space, not a ``Dict``
     :param action_space: Action space
-    :param args: as for ``ReplayBuffer``
+    :param device: PyTorch device
+    :param n_envs: Number of parallel environments
+    :param optimize_memory_usage: must be False
+    :param handle_timeout_termination: as in SB3
     :param n_steps: steps of the n-step returns
     :param gamma: discount factor of the n-step returns
     :param alpha: see :class:`Priorities`
     :param beta: see :class:`Priorities`
     :param final_beta: see :class:`Priorities`
-    :param kwargs: as for ``ReplayBuffer``, without ``optimize_memory_usage``
     :raises ValueError: for an invalid parameter
     """
 
@@ -265,20 +250,29 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         buffer_size: int,
         observation_space: spaces.Space,
         action_space: spaces.Space,
-        *args: Any,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
         n_steps: int = 1,
         gamma: float = 0.99,
         alpha: float = 0.6,
         beta: float = 0.4,
         final_beta: float = 1.0,
-        **kwargs: Any,
     ) -> None:
         if isinstance(observation_space, spaces.Dict):
             raise ValueError(f"`observation_space` must not be a Dict, got {observation_space}")
-        if kwargs.get("optimize_memory_usage"):
+        if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage` must be False, got True")
         check_positive_int("n_steps", n_steps)
-        super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs=n_envs,
+            handle_timeout_termination=handle_timeout_termination,
+        )
         self.n_steps, self.gamma = n_steps, gamma
         self.priorities = Priorities(self.buffer_size * self.n_envs, alpha, beta, final_beta)
 
@@ -313,11 +307,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         rows, envs = np.divmod(indices, self.n_envs)
         window = (rows[:, None] + np.arange(self.n_steps)) % self.buffer_size  # [batch_size, n_steps]
         rewards = self._normalize_reward(self.rewards[window, envs[:, None]], env)  # [batch_size, n_steps]
+        ends = (self.dones[window, envs[:, None]] > 0) | (self.timeouts[window, envs[:, None]] > 0)
         # The newest row is followed by the oldest, or by nothing: a return ends there, and bootstraps
-        newest = (self.pos - 1) % self.buffer_size
-        returns, last, discounts = n_step_returns(
-            rewards, (self.dones[window, envs[:, None]] > 0) | (window == newest), self.gamma
-        )
+        ends |= window == (self.pos - 1) % self.buffer_size
+        returns, last, discounts = n_step_returns(rewards, ends, self.gamma)
         last_rows = (rows + last) % self.buffer_size
         # Only use dones that are not due to timeouts
         dones = self.dones[last_rows, envs] * (1 - self.timeouts[last_rows, envs])
