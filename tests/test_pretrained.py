@@ -188,6 +188,11 @@ def test_a_step_of_the_environments_encodes_one_frame(saved):
     observations = model._last_obs
     alone = th.cat([model.encode(observations[env : env + 1]) for env in range(2)])
     th.testing.assert_close(model.encode(observations), alone)
+    # A saliency map has all frames, and leaves nothing of its graph
+    images = th.as_tensor(np.roll(observations, -1, axis=1)).float().requires_grad_()
+    model.critic.extract_features(images, model.critic.features_extractor).sum().backward()
+    assert (images.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
+    copy.deepcopy(model.policy)
     # Frames on another device are not compared
     trunk = copy.deepcopy(model.critic.features_extractor.trunk)
     images = th.rand(2, 3, 16, 16)

@@ -1,6 +1,5 @@
 """Splits a features extractor into an encoder, which is frozen, and a head, which goes on learning."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +133,7 @@ class SplitCombinedExtractor:
     @cached_property
     def trunk(self) -> ConcatModules:
         """the extractors of images, by key"""
-        images = image_spaces(self.extractor._observation_space)
-        return ConcatModules({key: module for key, module in self.extractor.extractors.items() if key in images})
+        return ConcatModules({key: self.extractor.extractors[key] for key in self.latent_dims})
 
     @property
     def latent_dims(self) -> dict[str, int]:
@@ -145,7 +143,8 @@ class SplitCombinedExtractor:
         :raises ValueError: for a module of unknown output size
         """
         images = image_spaces(self.extractor._observation_space)
-        return {key: self._n_features(key, module, images[key]) for key, module in self.trunk.items()}
+        extractors = self.extractor.extractors.items()
+        return {key: self._n_features(key, module, images[key]) for key, module in extractors if key in images}
 
     def _n_features(self, key: str, module: nn.Module, image: spaces.Box) -> int:
         if isinstance(module, BaseFeaturesExtractor):
@@ -205,12 +204,3 @@ def takes_channels_last(extractor: Split) -> bool:
     if isinstance(extractor, SplitCombinedExtractor):
         return all(type(module) in (NatureCNN, nn.Flatten) for module in extractor.trunk.values())
     return isinstance(extractor, SplitExtractor) or type(extractor.trunk) is NatureCNN
-
-
-def latent_dim_argument(extractor_class: type[BaseFeaturesExtractor]) -> str | None:
-    """
-    :param extractor_class: class of a features extractor
-    :return: its argument for the numbers in a latent, None if it has none
-    """
-    arguments = inspect.signature(extractor_class).parameters
-    return next((name for name in ("latent_dim", "features_dim", "cnn_output_dim") if name in arguments), None)

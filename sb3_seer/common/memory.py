@@ -72,9 +72,8 @@ class MemoryPlan:
         """
         return self.image_bytes // (self.n_envs * record_bytes) * self.n_envs
 
-    def check_capacity(self, dim_argument: str | None = None) -> None:
+    def check_capacity(self) -> None:
         """
-        :param dim_argument: argument of the features extractor for the numbers in a latent, if it has one
         :raises ValueError: if the latents of an observation take more bytes than its newest frame
         """
         if self.latent_transitions >= self.image_transitions:
@@ -90,14 +89,13 @@ class MemoryPlan:
             options[f"n_augmentations={n_copies}"] = self.fitting(n_copies * copy_bytes)
         dim_bytes = self.record_bytes // self.latent_dim
         dim = self.frame_bytes // dim_bytes
-        if dim >= 1 and dim_argument is not None:
-            argument = f"policy_kwargs=dict(features_extractor_kwargs=dict({dim_argument}={dim}))"
-            options[argument] = self.fitting(dim * dim_bytes)
+        if dim >= 1:
+            options[f"a features extractor whose latent has {dim} numbers"] = self.fitting(dim * dim_bytes)
         remedies = [f"{option} holds {n:,}" for option, n in options.items() if n >= self.image_transitions]
         raise ValueError(
             f"The latents of an observation ({self.record_bytes:,} bytes) are larger than its image "
             f"({self.frame_bytes:,} bytes): freezing would shrink buffer_size from {self.image_transitions:,} to "
-            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(remedies) or 'an extractor with a smaller latent'}."
+            f"{self.latent_transitions:,} transitions. Instead: {'; '.join(remedies) or 'larger images'}."
         )
 
     def __str__(self) -> str:

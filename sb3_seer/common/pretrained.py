@@ -92,7 +92,7 @@ class _Frames(nn.Module):
     ) -> None:
         super().__init__()
         self.module, self.n_stack, self.size = module, n_stack, size
-        # The last batch and its outputs, once the module is frozen
+        # The last batch and its outputs, once the module is frozen. No gradient flows through them
         self._last: tuple[th.Tensor, th.Tensor] | None = None
         self.register_load_state_dict_pre_hook(self._forget)
         for name, values, default in (("mean", mean, 0.0), ("std", std, 1.0)):
@@ -109,7 +109,7 @@ class _Frames(nn.Module):
         :return: shape ``(batch_size, n_stack * n_outputs)``
         """
         stacks = images.unflatten(1, (self.n_stack, -1))  # (batch_size, n_stack, channels, height, width)
-        is_frozen = not any(parameter.requires_grad for parameter in self.module.parameters())
+        is_frozen = not (stacks.requires_grad or any(parameter.requires_grad for parameter in self.module.parameters()))
         last = self._last if self._last is not None and self._last[0].device == stacks.device else None
         if is_frozen and last is not None and not th.compiler.is_compiling() and th.equal(stacks[:, :-1], last[0][:, 1:]):
             outputs = th.cat([last[1][:, 1:], self._encode(stacks[:, -1:])], dim=1)

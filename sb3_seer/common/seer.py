@@ -20,7 +20,7 @@ from sb3_seer.common.auto_freeze import AutoFreeze
 from sb3_seer.common.buffer_file import load_buffer, save_buffer, warn_of_other_sizes
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.encoding import LatentCodec
-from sb3_seer.common.extractors import can_split, latent_dim_argument
+from sb3_seer.common.extractors import can_split
 from sb3_seer.common.flops import FlopsCallback, find_passes
 from sb3_seer.common.observations import find_n_stack, image_spaces
 from sb3_seer.common.policies import SEERPolicy
@@ -160,7 +160,7 @@ class SEERMixin(AtomicSaving):
         self._check_priorities()
         self.replay_buffer.set_encoder(self.policy)
         if self.freeze_after is not None or self.encoder_frozen:
-            self._check_capacity(self.replay_buffer)
+            self.replay_buffer.plan().check_capacity()
         if self.env is not None:  # without, it will only predict
             self._announce_memory()
         if self.encoder_frozen:
@@ -299,13 +299,6 @@ class SEERMixin(AtomicSaving):
             buffer.encoder.codec = self._latent_codec
         return buffer
 
-    def _check_capacity(self, buffer: LatentReplayBuffer) -> None:
-        """:raises ValueError: if the latents of an observation are larger than its image"""
-        policy = self.policy
-        # Of an encoder that ends at an earlier layer, a latent is that layer's feature map
-        is_whole = "freeze_at" not in policy.features_extractor_kwargs
-        buffer.plan().check_capacity(latent_dim_argument(policy.features_extractor_class) if is_whole else None)
-
     def _announce_memory(self) -> None:
         """Print the memory that the replay buffer will take, and warn if there is not as much."""
         plan = self.replay_buffer.plan()
@@ -330,7 +323,7 @@ class SEERMixin(AtomicSaving):
         if self.encoder_frozen:
             return
         self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
-        self._check_capacity(self.replay_buffer)
+        self.replay_buffer.plan().check_capacity()
         networks = self.policy.encoder_networks
         is_trained = self._pretrained or all(getattr(net.features_extractor, "is_trained", False) for net in networks)
         if self._n_updates == 0 and not is_trained:
@@ -502,5 +495,5 @@ class SEERMixin(AtomicSaving):
         if self.encoder_frozen:
             replay_buffer.to_latents()
         if self.freeze_after is not None:
-            self._check_capacity(replay_buffer)
+            replay_buffer.plan().check_capacity()
         self.replay_buffer = replay_buffer
