@@ -318,12 +318,17 @@ def test_a_buffer_of_images_is_loaded_without_an_encoder_to_freeze(tmp_path):
     model = SEERDQN(CnnPolicy, LightEnv(size=36), **kwargs)
     model.learn(30)
     model.save_replay_buffer(tmp_path / "buffer")
-    other = SEERDQN(CnnPolicy, LightEnv(size=36), **kwargs)
-    other.load_replay_buffer(tmp_path / "buffer")
-    assert other.replay_buffer.size() == model.replay_buffer.size() == 32
-    np.testing.assert_array_equal(*(each.replay_buffer.images_at(np.arange(32))[0] for each in (model, other)))
+    # It is one kind of file, with an encoder and without
+    for policy in (CnnPolicy, "CnnPolicy"):
+        other = SEERDQN(policy, LightEnv(size=36), freeze_after=None, **kwargs)
+        other.load_replay_buffer(tmp_path / "buffer")
+        assert other.replay_buffer.size() == model.replay_buffer.size() == 32
+        np.testing.assert_array_equal(*(each.replay_buffer.images_at(np.arange(32))[0] for each in (model, other)))
+        other.learn(20)
+    # As 0.1.0 saved it without
+    save_to_pkl(tmp_path / "pickle.pkl", model.replay_buffer)
     with pytest.raises(ValueError, match=r"a pickled LatentReplayBuffer. Only algorithms without an encoder"):
-        make_model(SEERDQN).load_replay_buffer(tmp_path / "buffer")
+        other.load_replay_buffer(tmp_path / "pickle")
 
 
 def test_a_range_of_another_encoder_is_refused(tmp_path):

@@ -2,6 +2,8 @@ from collections.abc import Iterable
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_seer.common.buffer_file import save_buffer
+from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
 
 
@@ -30,9 +32,13 @@ class AtomicSaving(OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: PathOrFile) -> None:
         """
-        Save the replay buffer as a pickle file, which replaces one at ``path`` once it is complete.
+        Save the replay buffer: a ``LatentReplayBuffer`` as an uncompressed zip of numpy's arrays, of the rows that are filled,
+        any other as a pickle. A file at ``path`` is replaced once the new one is complete.
 
         :param path: path to the file where the replay buffer should be saved
         """
+        if isinstance(self.replay_buffer, LatentReplayBuffer):
+            save_buffer(self.replay_buffer, path, self.verbose)
+            return
         with open_atomic(path, "pkl", self.verbose) as file:
             super().save_replay_buffer(file)

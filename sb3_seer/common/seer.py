@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import psutil
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor
@@ -17,7 +18,7 @@ from torch import nn
 
 from sb3_seer.common.augmentations import make_augmentation
 from sb3_seer.common.auto_freeze import AutoFreeze
-from sb3_seer.common.buffer_file import load_buffer, save_buffer, warn_of_other_sizes
+from sb3_seer.common.buffer_file import load_buffer, warn_of_other_sizes
 from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after, has_callback
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.extractors import can_split
@@ -460,19 +461,7 @@ class SEERMixin(AtomicSaving):
             self.logger.record("seer/clipped", buffer.encoder.n_clipped)
         super().dump_logs()
 
-    # ---- saving and loading ----
-
-    def save_replay_buffer(self, path: PathOrFile) -> None:
-        """
-        Save the replay buffer: an uncompressed zip of numpy's arrays, of the rows that are filled. A file at ``path`` is
-        replaced once the new one is complete. (Without an encoder to freeze: a pickle, as in SB3.)
-
-        :param path: path to the file where the replay buffer should be saved
-        """
-        if isinstance(self.policy, SEERPolicy):
-            save_buffer(self.replay_buffer, path, self.verbose)
-        else:
-            super().save_replay_buffer(path)
+    # ---- loading ----
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
@@ -484,16 +473,17 @@ class SEERMixin(AtomicSaving):
             the latents of another encoder, or holds latents while this model's encoder still learns. The model keeps
             the buffer that it had
         """
-        if not isinstance(self.policy, SEERPolicy):
+        policy = self.policy if isinstance(self.policy, SEERPolicy) else None
+        if policy is None and not issubclass(self.replay_buffer_class or ReplayBuffer, LatentReplayBuffer):
             super().load_replay_buffer(path, truncate_last_traj)
             return
         ours = getattr(self, "replay_buffer", None)  # users drop it to free its memory
         augmentation = self._make_augmentation() if ours is None else ours.encoder.augmentation
         make_buffer = partial(self._make_replay_buffer, augmentation)
-        replay_buffer = load_buffer(path, make_buffer, self.policy, self.encoder_frozen, self.verbose)
+        replay_buffer = load_buffer(path, make_buffer, policy, self.encoder_frozen, self.verbose)
         warn_of_other_sizes(path, make_buffer(), replay_buffer)
         if self.encoder_frozen:
             replay_buffer.to_latents()
-        if self.freeze_after is not None:
+        if policy is not None and self.freeze_after is not None:
             replay_buffer.plan().check_capacity()
         self.replay_buffer = replay_buffer

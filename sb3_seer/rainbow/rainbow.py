@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
-from sb3_seer.common.buffer_file import load_buffer, save_buffer, warn_of_other_sizes
+from sb3_seer.common.buffer_file import load_buffer, warn_of_other_sizes
 from sb3_seer.common.observations import find_n_stack
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.process import zero_subnormals
@@ -217,18 +217,6 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
         progress_bar: bool = False,
     ) -> SelfRainbow:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def save_replay_buffer(self, path: PathOrFile) -> None:
-        """
-        Save the replay buffer: a ``LatentReplayBuffer`` as an uncompressed zip of numpy's arrays, of the rows that are filled,
-        any other as a pickle. A file at ``path`` is replaced once the new one is complete.
-
-        :param path: path to the file where the replay buffer should be saved
-        """
-        if isinstance(self.replay_buffer, LatentReplayBuffer):
-            save_buffer(self.replay_buffer, path, self.verbose)
-        else:
-            super().save_replay_buffer(path)
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
