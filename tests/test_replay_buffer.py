@@ -821,7 +821,7 @@ def test_what_takes_much_memory_beside_the_arena_is_said() -> None:
         fill(3, True, 50).check_extra_frames()
     with pytest.warns(UserWarning, match=r"stored images: the observations' stacks of 3 frames do not shift"):
         fill(3, False, 50).check_extra_frames()
-    with pytest.warns(UserWarning, match=r"these episodes are short \(1\.0 steps\)"):
+    with pytest.warns(UserWarning, match=r"these episodes are short$"):
         fill(3, True, 1).check_extra_frames()
     buffer = fill(1, True, 1)
     with pytest.warns(UserWarning, match=r"stored images: an episode of n steps has n \+ 1 observations"):

@@ -87,7 +87,7 @@ class RandomShift(nn.Module):
         :return: same shape, same dtype
         """
         height, width = images.shape[-2:]
-        # torch's own replicate padding has no kernel for uint8
+        # torch's own replicate padding has no kernel for uint8 in some versions
         top, bottom = (edge.expand(-1, -1, self.pad, -1) for edge in (images[:, :, :1], images[:, :, -1:]))
         images = th.cat([top, images, bottom], dim=2)
         left, right = (edge.expand(-1, -1, -1, self.pad) for edge in (images[..., :1], images[..., -1:]))

@@ -16,6 +16,8 @@ from sb3_seer.common.observations import map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.type_aliases import Observations
 
+# Part of its range that is added at either end of each dimension of uint8 latents
+RANGE_MARGIN = 0.02
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
 MAX_ENCODER_INPUTS = 32
 
@@ -37,10 +39,9 @@ class LatentCodec:
     encoder_fingerprint: str | None = None
 
     @classmethod
-    def fit(cls, latents: np.ndarray, margin: float = 0.02) -> "LatentCodec":
+    def fit(cls, latents: np.ndarray) -> "LatentCodec":
         """
         :param latents: latents that the uint8 range must cover, shape ``(batch_size, N, L)``
-        :param margin: part of each dimension's range added at either end
         :return: a uint8 codec
         """
         low, high = latents.min(axis=0), latents.max(axis=0)  # [N, L]
@@ -48,8 +49,9 @@ class LatentCodec:
         span = np.maximum(high - low, 0.01 * (high - low).max(axis=1, keepdims=True))
         span[span == 0.0] = 1.0
         # Latents after a ReLU are never negative, and their zeros stay exact
-        offset = np.where(low >= 0.0, np.maximum(low - margin * span, 0.0), low - margin * span)
-        scale = (low + (1.0 + margin) * span - offset) / 255.0
+        margin = RANGE_MARGIN * span
+        offset = np.where(low >= 0.0, np.maximum(low - margin, 0.0), low - margin)
+        scale = (low + span + margin - offset) / 255.0
         return cls("uint8", scale.astype(np.float32), offset.astype(np.float32))
 
     def encode(self, latents: np.ndarray) -> tuple[np.ndarray, int]:

@@ -135,7 +135,7 @@ class LatentNetwork(BaseModel):
 
 
 @cache
-def latent_class(network_class: type, mixin: type = LatentNetwork) -> type[LatentNetwork]:
+def latent_class(network_class: type, mixin: type) -> type[LatentNetwork]:
     """
     :param network_class: class of an actor, a critic or a Q-network
     :param mixin: what to add to it

@@ -32,16 +32,15 @@ def _ridge_r2(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarr
     return np.where(varies, 1 - errors / np.where(varies, test_y.var(axis=0), 1), np.nan)
 
 
-def principal_components(x: np.ndarray, variance: float = 0.999, most: int = 64) -> np.ndarray:
+def principal_components(x: np.ndarray) -> np.ndarray:
     """
     :param x: shape ``(n, n_features)``
-    :param variance: the part of the variance that they must explain
-    :param most: how many at most
-    :return: the first principal components of the samples, shape ``(n, n_components)``; none if nothing varies
+    :return: the first principal components of the samples, 64 or as many as explain 99.9 % of the variance, shape
+        ``(n, n_components)``; none if nothing varies
     """
     u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
     explained = np.cumsum(s**2)
-    n_components = min(int(np.searchsorted(explained, variance * explained[-1])) + 1, most) if s[0] > 0 else 0
+    n_components = min(int(np.searchsorted(explained, 0.999 * explained[-1])) + 1, 64) if s[0] > 0 else 0
     return u[:, :n_components] * s[:n_components]
 
 

@@ -460,8 +460,7 @@ class LatentReplayBuffer(ReplayBuffer):
                 "as it is, set replay_buffer_kwargs=dict(n_stack=1)"
             )
         else:
-            n_steps = self.n_valid * self.n_envs / n_episodes
-            why = f"an episode of n steps has n + 1 observations, and these episodes are short ({n_steps:.1f} steps)"
+            why = "an episode of n steps has n + 1 observations, and these episodes are short"
         warn(f"Extra frames take at least half as much memory as the stored {self.stage}: {why}")
 
     def plan(self) -> MemoryPlan:
