@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 from stable_baselines3.dqn.policies import CnnPolicy as DQNPolicy
+from torch import nn
 
 from sb3_seer import (
     SEERCURL,
@@ -32,6 +33,7 @@ from sb3_seer import (
     LatentReplayBuffer,
     PrioritizedReplayBuffer,
     SEERCrossQ,
+    SplitExtractor,
 )
 from sb3_seer.sac import MultiInputPolicy
 from tests.dict_helpers import make_env
@@ -121,11 +123,51 @@ def test_small_grey_images_need_a_smaller_latent():
 def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
     kwargs = dict(features_extractor_class=TinyEncoder, features_extractor_kwargs=dict(latent_dim=200))
     model = SEERQRDQN("CnnPolicy", LightEnv(), buffer_size=100, freeze_after=None, device="cpu", policy_kwargs=kwargs)
+    with pytest.raises(ValueError, match="larger"):
+        model.learn(30, callback=FreezeEncoderCallback(20))
+    assert model.num_timesteps == 0
     model.learn(30)
     with pytest.raises(ValueError, match="larger"):
         model.freeze_encoder()
     assert not model.encoder_frozen and model.replay_buffer.stage == "images"
     assert all(parameter.requires_grad for parameter in model.policy.parameters())
+
+
+class Split(SplitExtractor):
+    """The second argument is the size of a latent; that of an SB3 extractor is the size of its features."""
+
+    def __init__(self, observation_space: spaces.Space, latent_dim: int = 4, features_dim: int = 4) -> None:
+        super().__init__(observation_space, features_dim)
+        self.trunk, self.projection = nn.Flatten(), nn.Linear(256, latent_dim)
+        self.head = nn.Linear(latent_dim, features_dim)
+
+
+class Centred(Split):
+    def encode(self, images: th.Tensor) -> th.Tensor:
+        return super().encode(images - 0.5)
+
+
+class Scaled(Split):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations * 2)
+
+
+def test_a_latent_has_the_size_that_its_extractor_says():
+    with pytest.raises(ValueError, match=r"A latent of Split must have latent_dim=8 numbers, got shape \(4,\)"):
+        make_model(SEERDQN, Split, policy_kwargs=dict(features_extractor_kwargs=dict(features_dim=8)))
+
+
+@pytest.mark.parametrize("extractor", [Centred, Scaled])
+def test_methods_of_an_extractor_that_are_not_called_must_not_be_overridden(extractor):
+    with pytest.raises(ValueError, match=rf"{extractor.__name__} must not override forward\(\) or encode\(\)"):
+        make_model(SEERDQN, extractor)
+
+
+def test_an_extractor_must_join_the_keys_that_are_not_images():
+    with pytest.raises(ValueError, match=r"Split must override features\(\) to join the keys of Dict"):
+        SEERSAC(
+            "MultiInputPolicy", make_env(SEERSAC), buffer_size=10, policy_kwargs=dict(features_extractor_class=Split)
+        )  # fmt: skip
 
 
 def test_a_cnn_policy_without_images():

@@ -196,6 +196,25 @@ def test_cached_latents_are_used_for_the_same_observations_only(algorithm):
     np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], action, rtol=1e-4)
 
 
+@pytest.mark.parametrize("load", ["load_from_vector", "load_state_dict"])
+def test_other_weights_forget_cached_latents(load):
+    model, other = (make_model(SEERSAC, freeze_after=20, seed=seed).learn(33) for seed in (0, 1))
+    observation = model._last_obs
+    given = other.policy.parameters_to_vector() if load == "load_from_vector" else other.policy.state_dict()
+    getattr(model.policy, load)(given)
+    actions = [each.predict(observation, deterministic=True)[0] for each in (model, other)]
+    np.testing.assert_array_equal(*actions)
+    with pytest.raises(ValueError, match="holds latents of encoder"):
+        model.train(gradient_steps=1, batch_size=8)
+
+
+def test_latents_on_another_device_are_not_used():
+    model = make_model(SEERDQN, freeze_after=20).learn(33)
+    model.policy.cache_latents(model._last_obs, model.encode(model._last_obs).to("meta"))
+    model.policy._cached = (model.policy._cached[0].to("meta"), model.policy._cached[1])
+    model.predict(model._last_obs, deterministic=True)
+
+
 def test_a_policy_that_has_acted_after_the_freeze_can_be_exported():
     model = make_model(SEERDQN, freeze_after=0.2).learn(55)
     images = th.as_tensor(model._last_obs)

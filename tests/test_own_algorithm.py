@@ -84,6 +84,35 @@ class SEERBilinearSAC(SEERMixin, SAC):
     policy_aliases = {"CnnPolicy": SEERBilinearPolicy}  # noqa: RUF012
 
 
+class InverseModel(BaseModel):
+    """Which action was taken between two observations."""
+
+    def forward(self, obs: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        raise AssertionError
+
+
+class CuriousPolicy(SEERPolicy, DQNCnnPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        extractor = self.make_features_extractor()
+        self.inverse_model = InverseModel(self.observation_space, self.action_space, features_extractor=extractor)
+        super()._build(lr_schedule)
+
+
+class SEERCuriousDQN(SEERMixin, DQN):
+    policy_aliases = {"CnnPolicy": CuriousPolicy}  # noqa: RUF012
+
+
+def test_a_target_has_the_latents_of_its_network() -> None:
+    """Whatever other networks there are, the operations of which are not counted if they take something else."""
+    with pytest.warns(UserWarning, match="Operations of inverse_model are not counted: .*next_obs"):
+        model = make_model(SEERCuriousDQN, freeze_after=30).learn(40)
+    latents = Latents(model.encode(model._last_obs).unbind(dim=1))
+    observations = th.as_tensor(model._last_obs)
+    for network in (model.q_net, model.q_net_target):
+        assert network.latent_index == 1
+        th.testing.assert_close(network(latents), network(observations))
+
+
 @pytest.fixture(params=["example", "sarsa", "bilinear"])
 def algorithm(request: pytest.FixtureRequest) -> Any:
     if request.param == "example":

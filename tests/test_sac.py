@@ -91,11 +91,14 @@ def test_the_targets_encoder_has_a_tau_of_its_own(encoder_tau):
         th.testing.assert_close(value, (1 - tau) * before[name] + tau * model.critic.state_dict()[name])
 
 
-def test_the_entropy_coefficient_has_a_learning_rate_of_its_own():
+def test_the_entropy_coefficient_has_a_learning_rate_of_its_own(tmp_path):
     model = shifted(ent_coef_learning_rate=lambda progress: 0.5 * progress, ent_coef_betas=(0.5, 0.9)).learn(20)
     (group,) = model.ent_coef_optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * model._current_progress_remaining) and group["betas"] == (0.5, 0.9)
     assert shifted().ent_coef_optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
+    model.save(tmp_path / "model")
+    loaded = SEERSAC.load(tmp_path / "model", env=model.get_env(), device="cpu", ent_coef_betas=(0.8, 0.99)).learn(20)
+    assert loaded.ent_coef_optimizer.param_groups[0]["betas"] == (0.8, 0.99)
 
 
 def test_the_log_standard_deviation_stays_within_its_bounds():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecFrameStack
 from stable_baselines3.dqn.policies import CnnPolicy
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, LatentReplayBuffer, SEERRainbow
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, LatentReplayBuffer, SEERRainbow
 from sb3_seer.common.buffer_file import describe
 from tests.helpers import ALGORITHMS, DialEnv, LightEnv, TinyEncoder, assert_same, encoder_state, make_model, train_on
 
@@ -278,6 +278,22 @@ def test_a_dropped_buffer_can_be_loaded_again(total_timesteps, latent_dtype, tmp
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(30, reset_num_timesteps=False)
     assert model.encoder_frozen and model.replay_buffer.size() == total_timesteps + 30
+
+
+def test_weights_of_networks_that_share_convolutions_must_be_equal():
+    kwargs: dict[str, Any] = dict(buffer_size=10, device="cpu")
+    theirs = TD3("CnnPolicy", DialEnv(size=36), **kwargs)
+    weights = {"policy": theirs.get_parameters()["policy"]}
+    tied, apart = (
+        SEERTD3("CnnPolicy", DialEnv(size=36), freeze_after=None, policy_kwargs=dict(tie_convolutions=tied), **kwargs)
+        for tied in (True, False)
+    )
+    before = copy.deepcopy(dict(tied.policy.state_dict()))
+    with pytest.raises(ValueError, match=r"actor\.features_extractor\.\S+ and critic\.\S+ must be equal"):
+        tied.set_parameters(weights, exact_match=False)
+    assert_same(dict(tied.policy.state_dict()), before)
+    apart.set_parameters(weights, exact_match=False)
+    assert_same(dict(apart.policy.state_dict()), dict(theirs.policy.state_dict()))
 
 
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")

@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecTransposeImage
 from torch import nn
 
-from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, FreezeEncoderCallback, Rainbow
+from sb3_seer import SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SEERTQC, FreezeEncoderCallback, Rainbow, SplitExtractor
 from tests.helpers import (
     ALGORITHMS,
     DialEnv,
@@ -428,6 +428,31 @@ def test_an_extractor_may_work_in_place(algorithm, tied):
         model = make_model(algorithm, InPlace, freeze_after=30, policy_kwargs=policy_kwargs)
         model.learn(50)
         states.append(dict(model.policy.state_dict(), latents=model.encode(model._last_obs)))
+    assert_same(*states)
+
+
+class InPlaceLayers(SplitExtractor):
+    """Its projection and its head begin with a layer that changes what it is given."""
+
+    def __init__(self, observation_space, inplace):
+        super().__init__(observation_space, 8)
+        self.trunk = nn.Sequential(nn.Conv2d(observation_space.shape[0], 4, 4, stride=4), nn.Flatten())
+        self.projection = nn.Sequential(nn.LeakyReLU(inplace=inplace), nn.Linear(64, 8))
+        self.head = nn.Sequential(nn.LeakyReLU(inplace=inplace), nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize("freeze_after", [0, 30, None])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.filterwarnings("ignore:The encoder is frozen at step 0")
+def test_projection_and_head_may_work_in_place(algorithm, freeze_after):
+    states = []
+    for inplace in (False, True):
+        policy_kwargs = dict(features_extractor_kwargs=dict(inplace=inplace))
+        model = make_model(algorithm, InPlaceLayers, freeze_after=freeze_after, policy_kwargs=policy_kwargs).learn(45)
+        states.append(dict(model.policy.state_dict(), latents=model.encode(model._last_obs)))
+        if freeze_after is not None:
+            buffer = model.replay_buffer
+            states[-1]["stored"] = buffer.decode(buffer.store.latents(buffer.slots_of(np.arange(40)), *np.zeros((2, 40), int)))
     assert_same(*states)
 
 

@@ -81,6 +81,8 @@ class FreezeEncoderCallback(BaseCallback):
         if not hasattr(self.model, "freeze_encoder"):
             raise ValueError(f"`model` of a FreezeEncoderCallback must be a SEER algorithm, got {type(self.model).__name__}")
         self.model._check_has_encoder()
+        if not self.model.encoder_frozen:
+            self.model.replay_buffer.plan().check_capacity()
         if self.freeze_after == "auto" and self.model.auto_freeze is None and not self.model.encoder_frozen:
             capacity = self.model.replay_buffer.buffer_size * self.model.n_envs
             if capacity < auto_freeze.N_TRANSITIONS:

@@ -26,9 +26,10 @@ class SplitExtractor(BaseFeaturesExtractor):
     * ``projection``: the encoder's layers on top of it, one for each network (``nn.Identity()`` for none),
     * ``head``: maps stored latents to features (``nn.Identity()`` for none).
 
-    A subclass assigns the three modules in its constructor. For ``Dict`` observations, the trunk takes the images
-    by key, and the subclass overrides ``features()`` to join the other keys. Images, and so the feature maps, have their
-    channels last in memory: flatten them with ``nn.Flatten`` or ``reshape()``, not with ``view()``.
+    A subclass assigns the three modules in its constructor, and overrides neither ``forward()`` nor ``encode()``. For ``Dict``
+    observations, the trunk takes the images by key, and the subclass overrides ``features()`` to join the other keys. Images,
+    and so the feature maps, have their channels last in memory: flatten them with ``nn.Flatten`` or ``reshape()``, not with
+    ``view()``.
 
     :param observation_space: (channels-first) image space, or a ``Dict`` with images
     :param latent_dim: numbers in a latent
@@ -181,6 +182,28 @@ def can_split(extractor_class: type[BaseFeaturesExtractor], observation_space: s
     if not isinstance(observation_space, spaces.Dict) or issubclass(extractor_class, SplitExtractor):
         return True
     return issubclass(extractor_class, CombinedExtractor) and extractor_class.forward is CombinedExtractor.forward
+
+
+def check_extractor(extractor_class: type[BaseFeaturesExtractor], observation_space: spaces.Space) -> None:
+    """
+    :param extractor_class: class of a features extractor
+    :param observation_space: observation space
+    :raises ValueError: if it is not known which part of the extractor encodes images; for methods of a ``SplitExtractor`` that
+        are overridden and not called, or not overridden and needed
+    """
+    name = extractor_class.__name__
+    if not can_split(extractor_class, observation_space):
+        raise ValueError(
+            "`features_extractor_class` must be CombinedExtractor or a SplitExtractor with Dict observations, got "
+            f"{name}, which may mix images with other keys"
+        )
+    if not issubclass(extractor_class, SplitExtractor):
+        return
+    if extractor_class.forward is not SplitExtractor.forward or extractor_class.encode is not SplitExtractor.encode:
+        raise ValueError(f"{name} must not override forward() or encode(): networks call trunk, projection and features()")
+    has_vectors = isinstance(observation_space, spaces.Dict) and len(image_spaces(observation_space)) < len(observation_space)
+    if has_vectors and extractor_class.features is SplitExtractor.features:
+        raise ValueError(f"{name} must override features() to join the keys of {observation_space} that are not images")
 
 
 def split(extractor: BaseFeaturesExtractor) -> Split:

@@ -23,6 +23,7 @@ from sb3_seer.common.callbacks import iter_callbacks
 from sb3_seer.common.extractors import can_split, split
 from sb3_seer.common.observations import image_spaces, separate
 from sb3_seer.common.save_util import open_atomic
+from sb3_seer.common.utils import warn
 
 # Written beside the evaluations of an EvalCallback
 FLOPS_FILE = "flops.csv"
@@ -97,8 +98,12 @@ def count_networks(policy: BasePolicy) -> tuple[int, int]:
             images, _ = separate(images, space)
         # An actor draws an action: this must not move the random numbers of the training
         with th.no_grad(), th.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-            with FlopCounterMode(display=False) as whole:
-                network(obs, *(actions if name == "critic" else []))
+            try:
+                with FlopCounterMode(display=False) as whole:
+                    network(obs, *(actions if name == "critic" else []))
+            except TypeError as error:  # a network of a user's own, with other inputs
+                warn(f"Operations of {name} are not counted: {error}")
+                continue
             with FlopCounterMode(display=False) as part:
                 if images is not None:
                     split(extractor).projection(split(extractor).trunk(images))

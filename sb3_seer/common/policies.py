@@ -2,7 +2,7 @@
 
 import hashlib
 import pickle
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_seer.common.extractors import SplitExtractor, can_split, split, takes_channels_last
+from sb3_seer.common.extractors import SplitExtractor, check_extractor, split, takes_channels_last
 from sb3_seer.common.observations import center_crop, crop_to_middle, image_spaces, map_parts, separate
 from sb3_seer.common.type_aliases import Latents, Observations
 
@@ -153,7 +153,8 @@ def _new_network(network_class: type, mixin: type) -> LatentNetwork:
 
 
 def _is_equal(tensor: th.Tensor, other: th.Tensor) -> bool:
-    if tensor.requires_grad:  # for a saliency map: there is no gradient through what was encoded before
+    # Of a saliency map, there is no gradient through what was encoded before
+    if tensor.requires_grad or tensor.device != other.device:
         return False
     if tensor.device.type == "cpu":  # numpy is several times faster
         return np.array_equal(tensor.numpy(), other.numpy())
@@ -214,9 +215,11 @@ class SEERPolicy(BasePolicy):
             network.observation_space = self.image_space
             network.is_target = name.endswith("_target")
             network.autocast_dtype = ENCODER_DTYPES[self.encoder_dtype]
-        for networks in (self.encoder_networks, self.target_networks):
-            for index, latent_network in enumerate(networks):
-                latent_network.latent_index = index
+        for index, latent_network in enumerate(self.encoder_networks):
+            latent_network.latent_index = index
+        for name, network in self.named_children():
+            if isinstance(network, LatentNetwork) and network.is_target:
+                network.latent_index = getattr(self, name.removesuffix("_target")).latent_index
 
     def _latent_mixin(self, name: str) -> type[LatentNetwork]:
         """:return: what a network of this name needs to take latents"""
@@ -243,13 +246,9 @@ class SEERPolicy(BasePolicy):
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """
         :return: a new features extractor for augmented images
-        :raises ValueError: if it is not known which part of it encodes images
+        :raises ValueError: if its class cannot be used, see :func:`~sb3_seer.common.extractors.check_extractor`
         """
-        if not can_split(self.features_extractor_class, self.image_space):
-            raise ValueError(
-                f"`features_extractor_class` of {type(self).__name__} must be CombinedExtractor or a SplitExtractor with Dict "
-                f"observations, got {self.features_extractor_class.__name__}, which may mix images with other keys"
-            )
+        check_extractor(self.features_extractor_class, self.image_space)
         return self.features_extractor_class(self.image_space, **self.features_extractor_kwargs)
 
     @property
@@ -257,6 +256,17 @@ class SEERPolicy(BasePolicy):
         """(N, L): networks with their own latent, numbers in a latent"""
         extractors = [split(network.features_extractor) for network in self.encoder_networks]
         return len(extractors), extractors[0].latent_dim
+
+    def check_latent_dim(self) -> None:
+        """:raises ValueError: if a latent has not as many numbers as the features extractor says"""
+        training = self.training
+        boxes = image_spaces(self.image_space)
+        images = {key: th.as_tensor(np.zeros((1, *box.shape), box.dtype), device=self.device) for key, box in boxes.items()}
+        shape = self.encode(images if isinstance(self.image_space, spaces.Dict) else images[""]).shape[1:]
+        self.set_training_mode(training)
+        if shape != self.latent_shape:
+            name, latent_dim = self.features_extractor_class.__name__, self.latent_shape[1]
+            raise ValueError(f"A latent of {name} must have latent_dim={latent_dim} numbers, got shape {tuple(shape[1:])}")
 
     def center_crop(self, images: PyTorchObs) -> PyTorchObs:
         """
@@ -306,6 +316,8 @@ class SEERPolicy(BasePolicy):
             outputs = {trunk: trunk(images if trunk is trunks[-1] else map_parts(th.clone, images)) for trunk in trunks}
             for extractor in extractors:
                 output = outputs[extractor.trunk]
+                if any(getattr(module, "inplace", False) for module in extractor.projection.modules()):
+                    output = output.clone()
                 latents.append(extractor.projection(output.detach() if detach_after_first and latents else output).float())
         return latents
 
@@ -329,7 +341,7 @@ class SEERPolicy(BasePolicy):
         self.encoder_frozen = True
 
     def encoder_fingerprint(self) -> str:
-        """:return: a short hash of everything that decides the value of a latent"""
+        """:return: a short hash of the weights, buffers and settings that decide the value of a latent"""
         shapes = {key: box.shape for key, box in image_spaces(self.image_space).items()}
         digest = hashlib.sha256(f"{shapes} {self.latent_shape} {self.normalize_images} {self.encoder_dtype}".encode())
         for network in self.encoder_networks:
@@ -360,10 +372,32 @@ class SEERPolicy(BasePolicy):
                 observation = Latents(self._cached[1].unbind(dim=1), vector_obs)  # type: ignore[assignment]
         return super()._predict(observation, deterministic)  # type: ignore[safe-super]
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of other weights."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """
+        Load weights, see :meth:`torch.nn.Module.load_state_dict`, and forget latents of other weights.
+
+        :raises ValueError: for two values of one weight that networks share here; nothing is loaded then
+        """
+        names: dict[Any, str] = {}
+        for name, tensor in self.state_dict().items():
+            if name in state_dict and isinstance(tensor, th.Tensor) and tensor.data_ptr() != 0:
+                first = names.setdefault((tensor.data_ptr(), tensor.shape), name)
+                if not th.equal(state_dict[first].nan_to_num(), state_dict[name].nan_to_num()):
+                    raise ValueError(f"{first} and {name} must be equal: they are one weight of this policy")
+        self._forget_latents()
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def load_from_vector(self, vector: np.ndarray) -> None:
+        """
+        Load parameters from a 1D vector, and forget latents of other weights.
+
+        :param vector: as ``parameters_to_vector()`` gives it
+        """
+        self._forget_latents()
+        super().load_from_vector(vector)
+
+    def _forget_latents(self) -> None:
         self._cached, self.has_loaded_weights = None, True
-        return super().load_state_dict(*args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

@@ -146,6 +146,7 @@ class SEERMixin(AtomicSaving):
             warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
             super()._setup_model()
         self.policy_kwargs = policy_kwargs
+        self.policy.check_latent_dim()
         if self.policy.encoder_dtype == "bfloat16" and self.device.type == "cpu" and not multiplies_bfloat16():
             warn('encoder_dtype="bfloat16" is several times slower than "float32" on a CPU without instructions for it')
         if self.pretrained_encoder is not None and self._is_new:

@@ -36,7 +36,7 @@ class Latents:
         """
         :param index: ``latent_index`` of a network
         :param is_target: whether it is a target network
-        :return: its latents, shape ``(batch_size, L)``
+        :return: a copy of its latents, as its head may work in place; shape ``(batch_size, L)``
         :raises ValueError: if the batch was not encoded for it
         """
         parts = self.by_target if is_target and self.by_target is not None else self.by_network
@@ -46,7 +46,7 @@ class Latents:
                 f"These observations were not encoded for the {networks} networks. If train() needs them, set "
                 "policy_kwargs=dict(tie_convolutions=False)"
             )
-        return parts[index]
+        return parts[index].clone()
 
     def first(self, n: int) -> "Latents":
         """:return: the first ``n`` latents of the batch"""

@@ -121,9 +121,12 @@ class SEERSAC(SEERMixin, SAC):
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)
-        has_own_rate = isinstance(self.policy, SEERSACPolicy) and self.ent_coef_learning_rate is not None
-        if has_own_rate and self.ent_coef_optimizer is not None:
+        if self.ent_coef_optimizer is None or not isinstance(self.policy, SEERSACPolicy):
+            return
+        if self.ent_coef_learning_rate is not None:
             update_learning_rate(self.ent_coef_optimizer, self.ent_coef_lr_schedule(self._current_progress_remaining))
+        # load() may have changed them after the state of the optimizer was saved
+        self.ent_coef_optimizer.param_groups[0]["betas"] = tuple(self.ent_coef_betas)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if not isinstance(self.policy, SEERSACPolicy):
