@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # By name: the label, and its unit
 AXES: dict[str, tuple[str, float]] = {
-    "steps": ("environment steps", 1),
+    "steps": ("steps of the agent", 1),
     "flops": ("FLOPs", 1),
     "time": ("wall-clock time (hours)", 3600),
 }
