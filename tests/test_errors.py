@@ -134,7 +134,7 @@ def test_without_a_freeze_a_large_latent_is_no_error_until_it_is_asked_for():
 
 
 class Split(SplitExtractor):
-    """The second argument is the size of a latent; that of an SB3 extractor is the size of its features."""
+    """Takes the second argument for the size of the features, as in SB3. It is the size of a latent."""
 
     def __init__(self, observation_space: spaces.Space, latent_dim: int = 4, features_dim: int = 4) -> None:
         super().__init__(observation_space, features_dim)

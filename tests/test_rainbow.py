@@ -381,6 +381,11 @@ def test_prioritised_windows_are_those_of_sb3s_buffer(n_steps, n_rows, monkeypat
         th.testing.assert_close(getattr(samples, name), getattr(expected, name), msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_memory_usage_cannot_be_optimised_by_position_either():
+    with pytest.raises(ValueError, match="`optimize_memory_usage` must be False, got True"):
+        PrioritizedReplayBuffer(10, *BUFFER_SPACES.values(), "cpu", 1, True, False)
+
+
 def test_prioritised_sampling_and_weights():
     buffer = PrioritizedReplayBuffer(8, device="cpu", n_envs=2, alpha=0.5, beta=0.4, final_beta=0.8, **BUFFER_SPACES)
     fill(buffer, 3)

@@ -153,7 +153,7 @@ def _new_network(network_class: type, mixin: type) -> LatentNetwork:
 
 
 def _is_equal(tensor: th.Tensor, other: th.Tensor) -> bool:
-    # Of a saliency map, there is no gradient through what was encoded before
+    # No gradient flows through what was encoded before, as a saliency map needs
     if tensor.requires_grad or tensor.device != other.device:
         return False
     if tensor.device.type == "cpu":  # numpy is several times faster
