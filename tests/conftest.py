@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch as th
+from gymnasium.utils import seeding
+from stable_baselines3.common.utils import set_random_seed
 
 # As on a machine without a GPU, and so in the processes that tests start: many expect tensors on the CPU
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -16,6 +19,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 def one_thread() -> None:
     """Results do not depend on how many cores there are, and tiny networks are faster so."""
     th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes once passes again, also where a test gives no seed: to a model, an environment or an action space."""
+    set_random_seed(0)
+    np_random, seeds = seeding.np_random, itertools.count()
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: np_random(next(seeds) if seed is None else seed))
 
 
 @pytest.fixture
