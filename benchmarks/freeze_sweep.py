@@ -16,6 +16,7 @@ import hashlib
 import io
 import shlex
 import shutil
+import textwrap
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ from tests.helpers import PuckEnv, make_puck_model
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 STEPS = dict(puck=2000, catch=5000)
+RESERVED_PARAMS = dict(
+    freeze_after=", which is what is compared",
+    n_timesteps=": give -n with the task",
+    callback=": put it into a file for -conf",
+)
 Result = namedtuple("Result", "task seed freeze_after frozen_at mean_return flops")
 
 
@@ -105,13 +111,13 @@ def make_rows(task: str, seed: int, params: list[str]) -> dict[str, Row]:
     return {"None": never, **frozen, "auto": row("auto", "auto")}
 
 
-def sweep_zoo(rows: dict[str, Row], folder: Path, jobs: int) -> Iterator[Result]:
+def sweep_zoo(task: str, rows: dict[str, Row], folder: Path, jobs: int) -> Iterator[Result]:
     failed = run(list(rows.values()), folder, jobs=jobs)
     for freeze_after, row in rows.items():
         if row.is_finished(folder):
             logs = Run(row.run_folder(folder))
             result = logs.freeze(), float(logs.returns[-1]), logs.rows[-1].flops
-            yield Result(f"{row.algo} {row.env}", row.seed, freeze_after, *result)
+            yield Result(task, row.seed, freeze_after, *result)
     if failed:
         raise SystemExit("\n".join(f"{row.name} failed: {problem}" for row, problem in failed))
     shutil.rmtree(folder / rows["None"].name / "checkpoint", ignore_errors=True)
@@ -126,7 +132,8 @@ def plot(rows: list[Result]) -> Any:
             style = dict(marker="*", s=120, color="black", zorder=3) if name == "auto" else dict(s=25)
             x, y = [row.flops for row in some], [row.mean_return for row in some]
             panel.scatter(x, y, label=name.replace("None", "never"), **style)
-        panel.set(title=task, xlabel="operations", ylabel="return at the end")
+        panel.set(xlabel="operations", ylabel="return at the end")
+        panel.set_title(textwrap.fill(task, 40), fontsize="medium")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small", title="T_f")
     return figure
 
@@ -141,8 +148,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.params and set(args.tasks) & set(STEPS):
         parser.error(f"`--params` are for trainings of RL Zoo, got them with {', '.join(set(args.tasks) & set(STEPS))}")
-    if any(param.startswith("freeze_after:") for param in args.params):
-        parser.error("`--params` must not have freeze_after, which is what is compared")
+    for name, reason in RESERVED_PARAMS.items():
+        if any(param.startswith(f"{name}:") for param in args.params):
+            parser.error(f"`--params` must not have {name}{reason}")
     try:  # before hours of training
         rows_of = {
             (task, seed): make_rows(task, seed, args.params) for task in args.tasks if task not in STEPS for seed in args.seeds
@@ -152,8 +160,11 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for task, seed in ((task, seed) for task in args.tasks for seed in args.seeds):
-        small = task in STEPS
-        for result in sweep_small(task, seed) if small else sweep_zoo(rows_of[task, seed], args.output.resolve(), args.jobs):
+        if task in STEPS:
+            sweep = sweep_small(task, seed)
+        else:
+            sweep = sweep_zoo(task, rows_of[task, seed], args.output.resolve(), args.jobs)
+        for result in sweep:
             print(*result, sep=",", flush=True)
             results.append(result)
             with open(f"{args.output}.csv", "w", newline="") as file:

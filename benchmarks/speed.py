@@ -205,8 +205,8 @@ def environment_step(device: str) -> Callable[[], tuple[float, float]]:
         # In its place, with the caches as the renderer leaves them: called in a row it takes two thirds of that
         start = time.perf_counter()
         latents = encode(images)
-        if device == "cuda":
-            th.cuda.synchronize()
+        if device.startswith("cuda"):
+            th.cuda.synchronize(device)
         calls.append(time.perf_counter() - start)
         return latents
 
@@ -233,8 +233,8 @@ def serve(make: Callable[[], Callable[[], object]], n_threads: int, device: str,
     def timed() -> float:
         start = time.perf_counter()
         step()
-        if device == "cuda":
-            th.cuda.synchronize()
+        if device.startswith("cuda"):
+            th.cuda.synchronize(device)
         return time.perf_counter() - start
 
     for _ in range(2):
@@ -385,7 +385,7 @@ def machine(device: str, n_threads: int) -> str:
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
-    accelerator = f", {th.cuda.get_device_name()}" if device == "cuda" else ""
+    accelerator = f", {th.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
     return f"{processor}, {n_threads} threads{accelerator}, PyTorch {th.__version__}"
 
 
@@ -397,7 +397,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--whole-run", action="store_true", help="train on cartpole-swingup, too: hours")
     parser.add_argument("--json", metavar="PATH", help="where to write the numbers")
     args = parser.parse_args(arguments)
-    device = get_device(args.device).type
+    device = str(get_device(args.device))
+    if not device.startswith(args.device) and args.device != "auto":
+        parser.error(f"`--device` must be there, got {args.device!r}")
 
     print(machine(device, args.threads))
     results: dict[str, Any] = dict(machine=machine(device, args.threads))

@@ -250,6 +250,10 @@ def test_other_algorithms(cls: type, name: str, tmp_path: Path) -> None:
     episodes = run.play(30)
     _, rows = plot_similarity(run, episodes)
     assert len(rows) > 2
+    if cls is SEERRainbow:  # explores with the noise of its layers
+        played = run.load(40)
+        greedy = np.stack([played.predict(obs, deterministic=True)[0] for obs in episodes.observations])
+        assert (greedy != episodes.actions).any()
     model = run.load(40)
     # Layers without their noise
     for samples, again in zip(*(layer_samples(model, episodes).values() for _ in range(2)), strict=True):

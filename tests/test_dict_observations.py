@@ -18,11 +18,10 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
-from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SplitExtractor
+from sb3_seer import SEERCURL, SEERDQN, SEERQRDQN, SEERSAC, SEERTD3, SplitExtractor
 from sb3_seer.common.replay import LatentReplayBuffer
 from tests.dict_helpers import (
     COMBINED,
-    EXTRACTORS,
     IMAGES,
     OTHERS,
     SPLIT,
@@ -43,6 +42,15 @@ class LearnedVector(CombinedExtractor):
     def __init__(self, observation_space: spaces.Dict, cnn_output_dim: int) -> None:
         super().__init__(observation_space, cnn_output_dim)
         self.extractors["vector"] = nn.Linear(2, 2)
+
+
+# Every algorithm, and the other extractors with one of each kind
+AGENTS = pytest.mark.parametrize(
+    "algorithm, extractor, size",
+    [(algorithm, *SPLIT.values) for algorithm in ALGORITHMS]
+    + [(algorithm, *COMBINED.values) for algorithm in (SEERSAC, SEERTD3, SEERQRDQN)]
+    + [(algorithm, LearnedVector, 36) for algorithm in (SEERSAC, SEERDQN)],
+)
 
 
 def encoder_state(model: Any) -> dict[str, th.Tensor]:
@@ -152,8 +160,7 @@ def test_normalised_images_are_refused_by_name():
         make_model(SEERDQN, CombinedExtractor, env=env)
 
 
-@pytest.mark.parametrize("extractor, size", [SPLIT, COMBINED, pytest.param(LearnedVector, 36, id="vector")])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@AGENTS
 def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size):
     """Invariants 2 and 5: all that is no encoder learns, and a step of the environments encodes each image once."""
     env = make_vec_env(lambda: make_env(algorithm, size), n_envs=2)
@@ -170,8 +177,7 @@ def test_frozen_encoders_stay_the_same_and_heads_move(algorithm, extractor, size
     assert moved == set(before) - set(encoder)
 
 
-@EXTRACTORS
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@AGENTS
 def test_cached_latents_are_used_with_the_other_keys_of_the_moment(algorithm, extractor, size):
     model = make_model(algorithm, extractor, size, freeze_after=20, seed=1)  # with 0, some of the few features are dead
     model.learn(45)
@@ -203,8 +209,7 @@ def test_cached_latents_are_used_with_the_other_keys_of_the_moment(algorithm, ex
         th.testing.assert_close(values, fresh, rtol=1e-4, atol=1e-5)
 
 
-@EXTRACTORS
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@AGENTS
 def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, size):
     """Invariant 10."""
     model = make_model(algorithm, extractor, size, freeze_after=None)
@@ -231,8 +236,7 @@ def test_predict_and_encode_take_dicts_before_and_after(algorithm, extractor, si
     assert latents[0].shape == (5, n_latents, latent_dim) and th.equal(*latents)
 
 
-@EXTRACTORS
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@AGENTS
 def test_training_from_latents_equals_training_from_images_through_the_frozen_encoder(algorithm, extractor, size):
     # By default SEERCURL has an augmentation, for its contrastive loss
     kwargs: dict[str, Any] = dict(augmentation=None, cpc_update_freq=None) if algorithm is SEERCURL else {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3 import DQN, SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
@@ -32,6 +32,7 @@ from sb3_seer import (
     FreezeEncoderCallback,
     LatentReplayBuffer,
     PrioritizedReplayBuffer,
+    Rainbow,
     SEERCrossQ,
     SplitExtractor,
 )
@@ -47,7 +48,6 @@ class ToFloats(th.nn.Module):
         return images.float()
 
 
-@pytest.mark.parametrize("algorithm", [SEERSAC, SEERDQN])
 @pytest.mark.parametrize(
     "kwargs, message",
     [
@@ -90,9 +90,9 @@ class ToFloats(th.nn.Module):
         ),
     ],
 )
-def test_parameters(algorithm, kwargs, message):
+def test_parameters(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        make_model(algorithm, **kwargs)
+        make_model(SEERDQN, **kwargs)
 
 
 def test_parameters_are_checked_when_a_model_is_loaded(tmp_path):
@@ -280,6 +280,15 @@ def test_images_that_are_normalised_later_are_refused():
         model.learn(10)
 
 
+def test_a_buffer_of_images_does_not_normalize_them_for_other_algorithms_either():
+    settings: dict = dict(buffer_size=50, learning_starts=10, replay_buffer_class=LatentReplayBuffer, device="cpu")
+    env = VecNormalize(make_vec_env(lambda: LightEnv(size=36)))
+    with pytest.raises(ValueError, match="`norm_obs` of VecNormalize must be False with images"):
+        Rainbow("CnnPolicy", env, **settings)
+    with pytest.raises(ValueError, match="`norm_obs` of VecNormalize must be False with images"):
+        DQN("CnnPolicy", env, policy_kwargs=dict(normalize_images=False), **settings).learn(20)
+
+
 class Mixes(BaseFeaturesExtractor):
     """Mixes an image with another key."""
 
@@ -301,7 +310,7 @@ def test_a_policy_whose_own_extractor_mixes_keys_is_refused():
 
 @pytest.mark.filterwarnings("ignore:.*no encoder to freeze")
 def test_crossq_without_an_encoder_has_no_dict_observations():
-    with pytest.raises(ValueError, match="`observation_space` must have images that an encoder takes"):
+    with pytest.raises(ValueError, match="SEERCrossQ needs an encoder to freeze"):
         SEERCrossQ(
             "MultiInputPolicy", make_env(SEERCrossQ), buffer_size=10, policy_kwargs=dict(features_extractor_class=Mixes)
         )

@@ -45,10 +45,10 @@ def frozen_at(model, total_timesteps: int, **kwargs) -> int | None:
 
 
 @pytest.mark.parametrize(
-    "freeze_after, expected",
-    [(30, 31), (0.5, 51), (1.0, None), (None, None), (500, None), (np.int64(30), 31), (0.2, 21)],
+    "algorithm, freeze_after, expected",
+    [(algorithm, 30, 31) for algorithm in ALGORITHMS]
+    + [(SEERDQN, 0.5, 51), (SEERDQN, 1.0, None), (SEERDQN, None, None), (SEERDQN, 500, None), (SEERDQN, np.int64(30), 31)],
 )
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_freezes_at_the_step_asked_for(algorithm, freeze_after, expected):
     model = make_model(algorithm, freeze_after=freeze_after)
     assert frozen_at(model, 100) == expected

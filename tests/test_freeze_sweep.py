@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.freeze_sweep import FRACTIONS, main, make_rows, sweep_zoo
+from benchmarks.reproduce.manifest import read_settings
 from sb3_seer import SEERDQN
 from sb3_seer.plots import Run
 from tests.helpers import LightEnv
@@ -32,7 +33,7 @@ def test_all_fractions_go_on_from_one_training(train_here: None, tmp_path: Path,
 
     monkeypatch.setattr(LightEnv, "step", killed)
     rows = make_rows(TASK, 0, PARAMS)
-    results = list(sweep_zoo(rows, tmp_path, jobs=1))
+    results = list(sweep_zoo(TASK, rows, tmp_path, jobs=1))
     assert [result.freeze_after for result in results] == ["None", *map(str, FRACTIONS), "auto"]
     never, *frozen, _ = results
     assert never.frozen_at is None and [result.frozen_at for result in frozen] == [5, 10, 20, 30, 40, 60]
@@ -57,7 +58,7 @@ def test_all_fractions_go_on_from_one_training(train_here: None, tmp_path: Path,
     assert "-i" not in commands["auto"][0]
 
     monkeypatch.setattr(LightEnv, "step", None)  # nothing is trained again
-    assert list(sweep_zoo(rows, tmp_path, jobs=1)) == results
+    assert list(sweep_zoo(TASK, rows, tmp_path, jobs=1)) == results
 
 
 def test_other_settings_are_other_trainings() -> None:
@@ -65,11 +66,19 @@ def test_other_settings_are_other_trainings() -> None:
     assert len(set(names)) == 4
 
 
+def test_settings_are_those_that_rl_zoo_takes(tmp_path: Path) -> None:
+    assert read_settings("rainbow_seer", None, "ALE/Alien-v5") == read_settings("rainbow_seer", None, "AlienNoFrameskip-v4")
+    (tmp_path / "mine.yml").write_text("my/One-v0: {n_timesteps: 7}")
+    assert read_settings("dqn_seer", str(tmp_path / "mine.yml"), "my/One-v0") == dict(n_timesteps=7)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["puck", "--params", "gamma:0.9"], "`--params` are for trainings of RL Zoo"),
         (["dqn_seer my/One-v0", "--params", "freeze_after:9"], "`--params` must not have freeze_after"),
+        (["dqn_seer my/One-v0", "--params", "gamma:0.9", "n_timesteps:9"], "`--params` must not have n_timesteps: give -n"),
+        (["dqn_seer my/One-v0", "--params", "callback:'mine'"], "`--params` must not have callback: put it into a file"),
         (["cartpole"], "the following arguments are required: env"),
         (["dqn_seer my/One-v0 --eval-frequency 9"], "unrecognized arguments: --eval-frequency 9"),
         (["dqn_seer my/One-v0 -conf none.yml"], "none.yml must be a file in"),

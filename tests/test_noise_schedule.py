@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import TD3
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -42,6 +42,12 @@ def test_the_noise_falls_linearly_to_its_last_value(end, last):
     model.learn(100, callback=[NoiseScheduleCallback(1.0, 0.1, end=end), recorder])
     expected = 1.0 - 0.9 * np.minimum(np.arange(100) / last, 1.0)
     np.testing.assert_allclose(recorder.stds, expected)
+
+
+def test_a_callback_that_calls_it_now_and_then_is_enough():
+    model = make_model(SEERTD3, freeze_after=None, learning_starts=1000)
+    model.learn(60, callback=EveryNTimesteps(10, NoiseScheduleCallback(1.0, 0.0, end=50)))
+    assert model.action_noise._sigma.tolist() == [0.0, 0.0]
 
 
 def test_a_fraction_is_of_each_learn():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
-from helpers import LightEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 
 from sb3_seer.common.observations import ObservationLayout, find_n_stack, stack_axis
+from tests.helpers import LightEnv
 
 
 class Grey(gym.ObservationWrapper):

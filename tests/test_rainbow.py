@@ -472,6 +472,35 @@ def test_the_replay_buffer_of_a_loaded_model_follows_from_its_parameters(priorit
                 assert model.replay_buffer.priorities.alpha == 0.5
 
 
+@pytest.mark.parametrize("prioritized_replay", [False, True])
+def test_a_loaded_replay_buffer_takes_the_settings_of_the_model(prioritized_replay, tmp_path):
+    kwargs: dict[str, Any] = dict(policy="MlpPolicy", prioritized_replay=prioritized_replay)
+    make_rainbow(n_steps=3, **kwargs).learn(40).save_replay_buffer(tmp_path / "buffer")
+    model = make_rainbow(n_steps=5, gamma=0.5, replay_buffer_kwargs=dict(beta=0.1) if prioritized_replay else {}, **kwargs)
+    model.load_replay_buffer(tmp_path / "buffer")
+    buffer = model.replay_buffer
+    assert buffer.size() == 40 and (buffer.n_steps, buffer.gamma) == (5, 0.5)
+    if prioritized_replay:
+        assert buffer.priorities.initial_beta == 0.1 and len(np.unique(buffer.priorities.values[:40])) > 1
+        model = make_rainbow(replay_buffer_kwargs=dict(alpha=0.9), **kwargs)
+        model.load_replay_buffer(tmp_path / "buffer")
+        priorities = model.replay_buffer.priorities
+        assert priorities.alpha == 0.9 and priorities.max_priority == 1
+        np.testing.assert_array_equal(priorities.values, np.arange(model.buffer_size) < 40)  # as if they were new
+    other = make_rainbow(policy="MlpPolicy", prioritized_replay=not prioritized_replay)
+    mine = other.replay_buffer
+    with pytest.raises(ValueError, match=f"must be a {type(mine).__name__}, as in this model, got {type(buffer).__name__}"):
+        other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer is mine
+
+
+def test_a_buffer_of_images_needs_no_optimised_memory():
+    """SB3 would end an episode where each learn() begins."""
+    model = make_rainbow(replay_buffer_class=LatentReplayBuffer, optimize_memory_usage=True)
+    model.learn(7).learn(2)
+    assert not model.replay_buffer.dones[:9].any()
+
+
 def test_latent_buffer_finds_the_stacked_frames_without_seer():
     env = VecFrameStack(DummyVecEnv([LightEnv]), n_stack=3, channels_order="first")
     with warnings.catch_warnings():

@@ -133,6 +133,10 @@ def test_a_row_is_finished_once_its_last_step_and_evaluation_are_saved(tmp_path:
         assert not row.is_finished(tmp_path)
     evaluations.write_bytes(whole)
     assert row.is_finished(tmp_path)
+    # RL Zoo evaluates 9 environments every 18 steps, not every 20
+    for timesteps, finished in (([18, 36, 54], True), ([18, 36], False)):
+        np.savez(evaluations, timesteps=timesteps, results=np.ones((len(timesteps), 1)))
+        assert row.is_finished(tmp_path) == finished
 
 
 # ---- one row, with RL Zoo in this process ----

@@ -126,7 +126,7 @@ def test_one_encoder_or_two(shared_there, shared_here, tmp_path):
 
     policy = dict(share_features_extractor=shared_here)
     if shared_here and not shared_there:
-        with pytest.raises(ValueError, match=r"networks share actor.features_extractor.projection.weight here, and not there"):
+        with pytest.raises(ValueError, match=r"share actor.features_extractor.projection.weight, those in the file do not"):
             with_kwargs(SEERSAC, TinyEncoder, policy, pretrained_part="policy", **kwargs)
     else:
         with_kwargs(SEERSAC, TinyEncoder, policy, pretrained_part="policy", **kwargs)
@@ -246,7 +246,7 @@ def test_a_saved_model_keeps_its_weights(tmp_path):
         warnings.simplefilter("error")
         loaded = SEERDQN.load(tmp_path / "model", env=LightEnv(), device="cpu", pretrained_encoder=path)
     assert_same(loaded.policy.state_dict(), model.policy.state_dict())
-    with pytest.warns(UserWarning, match="pretrained_encoder=.* has no effect: a saved model keeps its weights"):
+    with pytest.warns(UserWarning, match="pretrained_encoder=.* has no effect: a loaded model keeps its weights"):
         loaded = SEERDQN.load(tmp_path / "other", env=LightEnv(), device="cpu", pretrained_encoder=path, freeze_after=0)
     with pytest.warns(UserWarning, match="before its first gradient step"):
         loaded.learn(1)

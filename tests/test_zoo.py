@@ -356,8 +356,9 @@ def test_samplers_search_no_copies_and_no_freeze_where_none_is_configured() -> N
             assert (searched and (searched.low, searched.high)) == expected
         finally:
             registration.configured_hyperparams.reset(token)
-    for freeze_after in (None, "auto", 0):
-        token = registration.configured_hyperparams.set(dict(freeze_after=freeze_after))
+    freezes = [{"sb3_seer.FreezeEncoderCallback": dict(freeze_after=30)}]
+    for configured in (dict(freeze_after=None), dict(freeze_after="auto"), dict(freeze_after=0), dict(callback=freezes)):
+        token = registration.configured_hyperparams.set(configured)
         try:
             assert "freeze_after" not in sample(optuna.create_study().ask(), *arguments)
         finally:

@@ -1,6 +1,6 @@
 """
-Importing this module registers ``sb3_seer`` with RL Zoo. It has no plug-ins: its tables and three methods of its
-``ExperimentManager`` are changed in place.
+Importing this module registers ``sb3_seer`` with RL Zoo. RL Zoo has no interface for plug-ins:
+its tables and three methods of its ``ExperimentManager`` are changed in place.
 """
 
 import functools
@@ -134,7 +134,7 @@ def init(self: ExperimentManager, args: Any, algo: str, *others: Any, **kwargs: 
 @functools.wraps(_objective)
 def objective(self: ExperimentManager, trial: optuna.Trial) -> float:
     """RL Zoo does not show a sampler the configured hyperparameters, which its result replaces. Give them to our samplers."""
-    token = configured_hyperparams.set(self._hyperparams)
+    token = configured_hyperparams.set({**self._hyperparams, "callback": self.specified_callbacks})
     try:
         return _objective(self, trial)
     finally:

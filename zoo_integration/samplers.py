@@ -52,7 +52,8 @@ def sample_seer_params(
     Sampler for the hyperparameters of a SEER algorithm.
 
     * T_f (``freeze_after``) from 5 to 60 % of a trial, around the 10 to 64 % of the paper (figures 2 and 3); not where
-      the configuration says never (``freeze_after: null``), ``auto`` or from the first step (0)
+      the configuration says never (``freeze_after: null``), ``auto`` or from the first step (0), nor where a
+      ``FreezeEncoderCallback`` among its callbacks takes the place of the parameter
     * K (``n_augmentations``) only where an augmentation is configured, from the configured ``n_views`` to the configured K:
       K latents must fit into the memory of an image, and the configured K is known to fit
 
@@ -64,7 +65,8 @@ def sample_seer_params(
     configured = configured_hyperparams.get({})
     hyperparams = sample_with_configured_policy(sample_base_params, trial, *args)
 
-    if configured.get("freeze_after", 0.2) not in (None, "auto", 0):
+    has_callback = "FreezeEncoderCallback" in str(configured.get("callback"))
+    if configured.get("freeze_after", 0.2) not in (None, "auto", 0) and not has_callback:
         hyperparams["freeze_after"] = trial.suggest_float("freeze_after", 0.05, 0.6, step=0.05)
     n_views, max_augmentations = configured.get("n_views", 1), configured.get("n_augmentations", 1)
     if max_augmentations > n_views:

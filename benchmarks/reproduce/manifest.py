@@ -24,12 +24,14 @@ def read_settings(algo: str, config: str | None, env: str) -> dict[str, Any]:
     :raises ValueError: if there is no such file, or no such block
     """
     name = config or f"{algo}.yml"
-    files = [Path(name), *HYPERPARAMS.rglob(name)] if config else [HYPERPARAMS / name]
+    ours = [] if Path(name).is_absolute() else HYPERPARAMS.rglob(name)
+    files = [Path(name), *ours] if config else [HYPERPARAMS / name]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise ValueError(f"{name} must be a file in {Path.cwd()} or in {HYPERPARAMS}")
     blocks = yaml.safe_load(file.read_text())
-    names = [env, *(["atari"] if "NoFrameskip" in env else []), "default"]
+    is_atari = "NoFrameskip" in env or env.startswith("ALE/")
+    names = [env, *(["atari"] if is_atari else []), "default"]
     block = next((blocks[name] for name in names if name in blocks), None)
     if block is None:
         raise ValueError(f"{file} must have settings of {env}, got {', '.join(blocks)}")
@@ -104,7 +106,8 @@ class Row:
                 last_evaluation = evaluations["timesteps"][-1]
         except (FileNotFoundError, zipfile.BadZipFile, KeyError, EOFError, ValueError):  # interrupted while it was written
             return False
-        return bool(n_timesteps >= self.n_timesteps and last_evaluation >= self.n_timesteps // self.eval_freq * self.eval_freq)
+        # With several environments RL Zoo evaluates at multiples of their number
+        return bool(n_timesteps >= self.n_timesteps and last_evaluation > self.n_timesteps - self.eval_freq)
 
     def command(self, folder: Path, arguments: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
         """

@@ -77,9 +77,7 @@ class AnalysedRun:
         """
         model: Any = self.algorithm_class.load(self.files[step], device="cpu", buffer_size=1, verbose=0)
         model.policy.set_training_mode(False)
-        for module in model.policy.modules():
-            if hasattr(module, "noise_enabled"):
-                module.noise_enabled = False
+        _set_noise(model, enabled=False)
         return model
 
     @cached_property
@@ -102,10 +100,10 @@ class AnalysedRun:
 
     def play(self, n_steps: int, seed: int = 0) -> Episodes:
         """
-        :param n_steps: steps to play with the last checkpoint, which explores
+        :param n_steps: steps to play with the last checkpoint, which acts as in training, but without action noise
         :param seed: of the environment
         :return: the steps, without the first of each episode, which have no ``info``
-        :raises ValueError: if 1,000 episodes in a row have that one only
+        :raises ValueError: if 1,000 episodes in a row end after one step
         """
         from rl_zoo3.utils import create_test_env
 
@@ -115,6 +113,7 @@ class AnalysedRun:
         )
         assert isinstance(env.unwrapped, DummyVecEnv)
         recorder, model = _record(env.unwrapped.envs[0]), self.load(self.steps[-1])
+        _set_noise(model, enabled=True)
         observations: list[Any] = []
         actions, numbers = [], []
         obs, info, n_short = env.reset(), None, 0
@@ -139,6 +138,12 @@ class AnalysedRun:
             np.stack(actions),
             {name: values for name, values in quantities.items() if values.std() > 0},
         )
+
+
+def _set_noise(model: Any, enabled: bool) -> None:
+    for module in model.policy.modules():
+        if hasattr(module, "noise_enabled"):
+            module.noise_enabled = enabled
 
 
 class _Recorder(gym.Wrapper):

@@ -9,7 +9,7 @@ loss             trains                       ends
 the critic's     trunk, its projection, head  (``encode_batch`` gives the critic latents with their graph)
 the actor's      its projection, head         at the trunk (``_encode``), or at latents that are the critic's
                                               (``LatentActor``); at convolutions in the head (``freeze_at``)
-... in critics   nothing                      at the latents (``LatentCritic``)
+its critics      nothing                      at the latents (``LatentCritic``)
 next values      nothing                      no graph (``encode_batch``)
 ===============  ===========================  =================================================================
 """
@@ -44,7 +44,7 @@ class LatentCritic(LatentNetwork):
 
 
 class LatentActor(LatentNetwork):
-    """Mixin for an actor that takes images or latents. Its loss does not train what it has from the critic."""
+    """Mixin for an actor that takes images or latents. Its loss does not train what it shares with the critic."""
 
     shares_extractor = False
 
@@ -162,12 +162,13 @@ class SEERActorCriticPolicy(SEERPolicy):
 
     @property
     def encoder_networks(self) -> list[LatentNetwork]:
-        return [self.critic, self.actor][: 1 + self.actor.latent_index]
+        return [self.critic, self.actor] if self.actor.latent_index == 1 else [self.critic]
 
     @property
     def target_networks(self) -> list[LatentNetwork]:
-        targets = [getattr(self, name, None) for name in ("critic_target", "actor_target")]
-        return [target for target in targets[: 1 + self.actor.latent_index] if target is not None]
+        names = ("critic_target", "actor_target") if self.actor.latent_index == 1 else ("critic_target",)
+        targets = [getattr(self, name, None) for name in names]
+        return [target for target in targets if target is not None]
 
     # ---- a gradient step ----
 

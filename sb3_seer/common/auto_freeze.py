@@ -51,11 +51,13 @@ class AutoFreeze:
     :param rng: draws the transitions. The random numbers of the training stay as they are
     :param snapshot: weights of the encoder at the last check, on the CPU
     :param flops: operations of the training until the last check, counted by a :class:`~sb3_seer.common.flops.FlopsCallback`
+    :param step: the step of the last call of ``check()``, -1 before the first one
     """
 
     rng: np.random.Generator
     snapshot: list[dict[str, th.Tensor]] | None = None
     flops: int = 0
+    step: int = -1
 
     def check(self, model: Any) -> FreezeCheck | None:
         """
@@ -68,7 +70,8 @@ class AutoFreeze:
         count, cost = getattr(model, "flops_count", None), 0
         if count is not None:
             cost = 4 * N_TRANSITIONS * count.networks[0]  # two observations of each, through two encoders
-        if not _is_time(model) or (count is not None and cost > MAX_COST * (count.flops - self.flops)):
+        last_step, self.step = self.step, model.num_timesteps
+        if not _is_time(model, last_step) or (count is not None and cost > MAX_COST * (count.flops - self.flops)):
             return None
         check = None if self.snapshot is None else self.compare(model)
         if count is not None:
@@ -106,10 +109,15 @@ class AutoFreeze:
         return FreezeCheck(1 - linear_predictability(old_all, new_all), dynamics, dynamics - old_dynamics)
 
 
-def _is_time(model: Any) -> bool:
-    """:return: whether a multiple of 1 / N_CHECKS of all steps was reached, and there are updates and enough transitions"""
+def _is_time(model: Any, last_step: int) -> bool:
+    """
+    :return: whether a multiple of 1 / N_CHECKS of all steps was passed since the last step, and there are updates and enough
+        transitions
+    """
     step, total = model.num_timesteps, model._total_timesteps
-    is_next = step * N_CHECKS // total > (step - model.n_envs) * N_CHECKS // total
+    if not 0 <= last_step < step:  # the first one, or learn() counts from 0 again
+        last_step = step - model.n_envs
+    is_next = step * N_CHECKS // total > last_step * N_CHECKS // total
     return is_next and model._n_updates > 0 and model.replay_buffer.size() * model.n_envs >= N_TRANSITIONS
 
 

@@ -132,9 +132,10 @@ def warn_of_other_sizes(path: PathOrFile, ours: LatentReplayBuffer, loaded: Late
     asked, held = (buffer.nbytes // buffer.layout.frame_bytes for buffer in (ours, loaded))
     if held != asked:
         warn(f"buffer_size={asked} has no effect: the replay buffer in {path} has the memory of {held} images")
-    held = loaded.buffer_size * loaded.n_envs
+    held, cap = loaded.buffer_size * loaded.n_envs, ours.max_latent_buffer_size
+    if loaded.stage == "images" and loaded.max_latent_buffer_size != cap:
+        warn(f"max_latent_buffer_size={cap} has no effect: the replay buffer in {path} is for {held} transitions as images")
     if loaded.stage == "latents" and held != loaded.plan().latent_transitions:
-        cap = ours.max_latent_buffer_size
         warn(f"max_latent_buffer_size={cap} has no effect: the replay buffer in {path} holds {held} transitions as latents")
 
 
@@ -230,7 +231,7 @@ def _from_arrays(
         _check_same(path, ours, dict(latent_dtype=meta["latent_dtype"]))
         _check_same(path, ours.encoder, dict(n_augmentations=meta["n_augmentations"]))
     settings = {name: meta[name] for name in ("n_stack", "handle_timeout_termination")}
-    buffer = make_buffer(buffer_size=meta["image_transitions"], **settings)
+    buffer = _make_of_size(meta["image_transitions"], ours, make_buffer, **settings)
     if policy is not None:
         buffer.set_encoder(policy)
     if meta["n_valid"] == 0:
@@ -249,6 +250,13 @@ def _from_arrays(
         rows = np.arange(buffer.pos - buffer.n_valid, buffer.pos) % buffer.buffer_size
         _read_priorities(arrays, meta, buffer, np.sort(rows) if meta["version"] == 1 else rows)
     return buffer
+
+
+def _make_of_size(buffer_size: int, ours: LatentReplayBuffer, make_buffer: MakeBuffer, **settings: Any) -> LatentReplayBuffer:
+    """:return: a buffer that holds as many transitions as the saved one, whatever ``max_latent_buffer_size`` is"""
+    if ours.max_latent_buffer_size is not None:
+        settings["max_latent_buffer_size"] = max(buffer_size, ours.max_latent_buffer_size)
+    return make_buffer(buffer_size=buffer_size, **settings)
 
 
 def _read_steps(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayBuffer, store: Store) -> None:
@@ -312,7 +320,8 @@ def _read_version_1(arrays: NpzFile, meta: dict[str, Any], buffer: LatentReplayB
 def _check_same(path: str, ours: Any, saved: dict[str, Any]) -> None:
     for name, value in saved.items():
         own = describe(getattr(ours, name)) if name in SPACES else getattr(ours, name)
-        if value != own and not (name in SPACES and _without_bounds(value) == _without_bounds(own)):
+        is_same = _without_bounds(value) == _without_bounds(own) if name in SPACES else value == own
+        if not is_same:
             raise ValueError(f"`{name}` of the replay buffer in {path} must be {own}, as in this model, got {value}")
 
 
@@ -339,9 +348,10 @@ def _from_pickle(
             f"got {type(theirs).__name__}"
         )
     saved = {name: describe(getattr(theirs, name)) for name in SPACES}
-    _check_same(path, make_buffer(buffer_size=1), {**saved, "n_envs": theirs.n_envs})
+    ours = make_buffer(buffer_size=1)
+    _check_same(path, ours, {**saved, "n_envs": theirs.n_envs})
     n_rows, timeouts = theirs.buffer_size, theirs.handle_timeout_termination
-    buffer = make_buffer(buffer_size=n_rows * theirs.n_envs, handle_timeout_termination=timeouts)
+    buffer = _make_of_size(n_rows * theirs.n_envs, ours, make_buffer, handle_timeout_termination=timeouts)
     rows = np.arange(theirs.size()) + (theirs.pos if theirs.full else 0)
     if theirs.full and theirs.optimize_memory_usage:
         rows = rows[1:]  # the oldest observation was overwritten by the newest next one

@@ -11,7 +11,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from sb3_seer.common import auto_freeze
 from sb3_seer.common.utils import check_number, warn
 
-# Of a longer training, observations that the range of uint8 latents must be fitted on
+# The range of uint8 latents is fitted on at least as many observations, once the training has seen as many
 MIN_FIT_OBSERVATIONS = 256
 
 
@@ -219,10 +219,8 @@ class NoiseScheduleCallback(BaseCallback):
             warn(f"NoiseScheduleCallback replaces action_noise={self.model.action_noise}")
         self._set_noise()
 
-    def _on_rollout_end(self) -> None:
-        self._set_noise()
-
     def _on_step(self) -> bool:
+        self._set_noise()
         return True
 
 

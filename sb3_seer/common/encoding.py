@@ -16,7 +16,7 @@ from sb3_seer.common.observations import map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.type_aliases import Observations
 
-# Part of its range that is added at either end of each dimension of uint8 latents
+# The range of each dimension of uint8 latents is widened by this fraction of it at both ends
 RANGE_MARGIN = 0.02
 # Network inputs in one call of the encoder while the buffer is converted: bounds the peak of memory
 MAX_ENCODER_INPUTS = 32
@@ -28,7 +28,7 @@ class LatentCodec:
     Turns float32 latents into stored numbers, and back.
 
     :param dtype: one of ``LATENT_DTYPES``
-    :param scale: uint8 only: latent units of one stored unit, shape ``(N, L)``
+    :param scale: uint8 only: the step between two neighbouring stored numbers, shape ``(N, L)``
     :param offset: uint8 only: the value of a stored zero, shape ``(N, L)``
     :param encoder_fingerprint: of the encoder whose latents the range was fitted on, None if it was given
     """

@@ -229,7 +229,7 @@ class FlopsCallback(BaseCallback):
 
     def _start(self) -> None:
         self._n_timesteps, self._time = self.model.num_timesteps, time.perf_counter()
-        self._seen = -1, self._is_frozen()  # evaluations, and whether the encoder is frozen
+        self._n_evaluations, self._was_frozen = -1, self._is_frozen()  # the first step writes a row
 
     def _is_frozen(self) -> bool:
         return getattr(self.model, "encoder_frozen", False)
@@ -253,17 +253,18 @@ class FlopsCallback(BaseCallback):
     def _on_step(self) -> bool:
         count, now, frozen = self.count, time.perf_counter(), self._is_frozen()
         n_evaluations = sum(child.n_calls // child.eval_freq for child in self._evaluators if child.eval_freq > 0)
-        if n_evaluations == self._seen[0]:
+        evaluated, froze = n_evaluations != self._n_evaluations, frozen != self._was_frozen
+        if not evaluated:
             count.seconds += now - self._time
-        elif frozen != self._seen[1]:  # of a freeze and an evaluation in one step, only the freeze counts
+        elif froze:  # of a freeze and an evaluation in one step, only the freeze counts
             count.seconds += getattr(self.model, "freeze_seconds", 0.0)
-        if (n_evaluations, frozen) != self._seen:
+        if evaluated or froze:
             row = FlopsRow(self.num_timesteps, count.flops, round(count.seconds, 3), int(frozen))
             count.rows = (*(old for old in count.rows if old.timesteps < row.timesteps), row)
             for path in [evaluator.log_path for evaluator in self._evaluators if evaluator.log_path]:
                 with open_atomic(Path(path).with_name(FLOPS_FILE)) as file:
                     file.write("".join(",".join(map(str, line)) + "\n" for line in [FlopsRow._fields, *count.rows]).encode())
-        self._time, self._seen = now, (n_evaluations, frozen)
+        self._time, self._n_evaluations, self._was_frozen = now, n_evaluations, frozen
         self.logger.record("seer/flops", count.flops)
         return True
 

@@ -1,14 +1,14 @@
 """Which parts of an observation are images, and how a stack of frames is cut into bytes."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, unwrap_vec_wrapper
 
 from sb3_seer.common.type_aliases import Observations
 
@@ -76,12 +76,26 @@ def stack_axis(box: spaces.Box, n_stack: int) -> int | None:
     """
     :param box: space of an image
     :param n_stack: frames in it
-    :return: the axis along which they are stacked, None if ``n_stack`` divides neither the first nor the last axis. Images
-        of SB3 have their channels first. It never transposes others, such as depth as floats, which ``VecFrameStack``
-        stacks along the last axis by default: the shorter axis is taken
+    :return: the axis along which they are stacked, None if ``n_stack`` divides neither the first nor the last axis. SB3
+        puts the channels of images of bytes first. It leaves others, such as depth as floats, as they are, and
+        ``VecFrameStack`` stacks these along the last axis by default: of both axes, the shorter one is tried first
     """
     axes = (0, 2) if is_image_space(box) or box.shape[0] <= box.shape[2] else (2, 0)
     return next((axis for axis in axes[: 1 if is_image_space(box) else 2] if box.shape[axis] % n_stack == 0), None)
+
+
+def check_images_are_not_normalized(env: VecNormalize | None, images: Mapping[str, spaces.Box]) -> None:
+    """
+    :param env: the ``VecNormalize`` of the algorithm, if there is one
+    :param images: spaces of the images that its replay buffer stores, by key
+    :raises ValueError: if it normalises them: they are stored, and augmented, as bytes
+    """
+    if env is None or not env.norm_obs or not set(images) & set(env.norm_obs_keys or images):
+        return
+    if isinstance(env.observation_space, spaces.Dict):
+        names = ", ".join(map(repr, images))
+        raise ValueError(f"`norm_obs_keys` of VecNormalize must not have the images {names}, got {env.norm_obs_keys}")
+    raise ValueError("`norm_obs` of VecNormalize must be False with images, got True")
 
 
 def find_n_stack(env: VecEnv) -> int:
@@ -89,12 +103,8 @@ def find_n_stack(env: VecEnv) -> int:
     :param env: environment of the algorithm, with images whose channels come first (or a ``Dict`` with some)
     :return: the number of frames that its wrappers stack, 1 if they do not
     """
-    n_stack = 1
-    venv = env
-    while isinstance(venv, VecEnvWrapper):
-        if isinstance(venv, VecFrameStack):
-            n_stack = venv.stacked_obs.n_stack
-        venv = venv.venv
+    frame_stack = unwrap_vec_wrapper(env, VecFrameStack)
+    n_stack = 1 if frame_stack is None else frame_stack.stacked_obs.n_stack
     # A VecEnv that runs its environments elsewhere need not know their wrappers
     with contextlib.suppress(NotImplementedError, AttributeError, TypeError):
         if n_stack == 1 and all(env.env_is_wrapped(FrameStackObservation)):

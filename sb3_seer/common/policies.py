@@ -89,7 +89,8 @@ class LatentNetwork(BaseModel):
                 latents = latents.detach()  # a head that is the identity would return them with their graph
         else:
             images, vector_obs = separate(center_crop(obs, self.observation_space), self.observation_space)
-            if isinstance(extractor, SplitExtractor):  # with SB3's own, results stay bit-identical to SB3
+            # Unlike _encode(), with SB3's extractors this is bit-identical to SB3: freeze_after=None changes nothing
+            if isinstance(extractor, SplitExtractor):
                 images = channels_last(images)
             images = preprocess_images(images, self.observation_space, self.normalize_images, self.autocast_dtype)
             with self.autocast():
@@ -174,7 +175,6 @@ class SEERPolicy(BasePolicy):
     :raises ValueError: for another ``encoder_dtype``
     """
 
-    encoder_frozen = False
     _cached: tuple[PyTorchObs, th.Tensor] | None = None  # see cache_latents()
     has_loaded_weights = False  # loaded, and not yet compared with the latents in the replay buffer
 
@@ -222,7 +222,7 @@ class SEERPolicy(BasePolicy):
                 network.latent_index = getattr(self, name.removesuffix("_target")).latent_index
 
     def _latent_mixin(self, name: str) -> type[LatentNetwork]:
-        """:return: what a network of this name needs to take latents"""
+        """:return: the mixin for the network of this name"""
         return LatentNetwork
 
     @property
@@ -232,7 +232,7 @@ class SEERPolicy(BasePolicy):
 
     @property
     def target_networks(self) -> list[LatentNetwork]:
-        """The target networks of the first ``encoder_networks``."""
+        """Target networks, in the order of their ``latent_index``. There may be fewer: SAC has none of the actor."""
         return [network for network in self.children() if isinstance(network, LatentNetwork) and network.is_target]
 
     def copy_to_targets(self) -> None:
@@ -338,7 +338,6 @@ class SEERPolicy(BasePolicy):
             module.requires_grad_(False)
             module.zero_grad(set_to_none=True)
             module.eval()
-        self.encoder_frozen = True
 
     def encoder_fingerprint(self) -> str:
         """:return: a short hash of the weights, buffers and settings that decide the value of a latent"""
@@ -383,7 +382,7 @@ class SEERPolicy(BasePolicy):
             if name in state_dict and isinstance(tensor, th.Tensor) and tensor.data_ptr() != 0:
                 first = names.setdefault((tensor.data_ptr(), tensor.shape), name)
                 if not th.equal(state_dict[first].nan_to_num(), state_dict[name].nan_to_num()):
-                    raise ValueError(f"{first} and {name} must be equal: they are one weight of this policy")
+                    raise ValueError(f"{first} and {name} must be equal: networks of this policy share that weight")
         self._forget_latents()
         return super().load_state_dict(state_dict, *args, **kwargs)
 

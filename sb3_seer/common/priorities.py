@@ -199,6 +199,17 @@ class Priorities:
         values = self._tree.get(indices)
         return ((values.min() / values) ** self.beta).astype(np.float32)
 
+    def take_settings(self, other: "Priorities") -> None:
+        """
+        Take the exponents of others. With another alpha, all transitions are as if they were new.
+
+        :param other: priorities of another buffer
+        """
+        if self.alpha != other.alpha:
+            self.max_priority = 1.0
+            self.values = (self.values > 0).astype(np.float64)
+        self.alpha, self.initial_beta, self.final_beta = other.alpha, other.initial_beta, other.final_beta
+
     def clear(self) -> None:
         """Forget all transitions and the largest priority."""
         self._tree = SumTree(self._tree.capacity)

@@ -9,7 +9,7 @@ import torch as th
 # Parameters of glibc's mallopt(), see malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_BLOCK_BYTES, MAX_KEPT_BYTES = 32 << 20, 1 << 30
-# With these a user has chosen already
+# Where one of these is set, the user has chosen already
 ENVIRONMENT_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 

@@ -1,4 +1,4 @@
-"""How well one thing is read from another by a linear map, on samples that it has not seen."""
+"""Linear probes: ridge regression, scored on samples that it was not fitted on."""
 
 import numpy as np
 

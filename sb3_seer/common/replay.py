@@ -14,7 +14,7 @@ from torch import nn
 from sb3_seer.common.encoding import MAX_ENCODER_INPUTS, ObservationEncoder
 from sb3_seer.common.latents_dataset import LatentsDataset
 from sb3_seer.common.memory import MemoryPlan
-from sb3_seer.common.observations import ObservationLayout, map_parts
+from sb3_seer.common.observations import ObservationLayout, check_images_are_not_normalized, map_parts
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import Priorities, PrioritizedReplayBufferSamples, n_step_returns
 from sb3_seer.common.storage import ImageStore, LatentStore, images_to_latents
@@ -294,8 +294,9 @@ class LatentReplayBuffer(ReplayBuffer):
         :param n_views: how often each transition is in the batch: view v of transition i is at ``v * batch_size + i``
         :return: images, or in the latents stage ``Latents``, with the rest as in SB3; ``PrioritizedReplayBufferSamples``
             if the buffer is prioritised, ``ContrastiveReplayBufferSamples`` with ``sample_positives``
-        :raises ValueError: if ``n_views`` is larger than ``n_augmentations``
+        :raises ValueError: if ``n_views`` is larger than ``n_augmentations``, or ``env`` normalizes images
         """
+        check_images_are_not_normalized(env, self.layout.images)
         if not 1 <= n_views <= self.encoder.n_augmentations:
             raise ValueError(f"`n_views` must be from 1 to n_augmentations={self.encoder.n_augmentations}, got {n_views}")
         if self.priorities is not None:

@@ -1,16 +1,18 @@
 from collections.abc import Iterable
+from typing import Any
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_seer.common.buffer_file import save_buffer
+from sb3_seer.common.priorities import is_prioritized
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
 
 
-class AtomicSaving(OffPolicyAlgorithm):
+class Saving(OffPolicyAlgorithm):
     """
-    Mixin: a file that is saved replaces the one at its path once it is complete. Whatever happens, there is a whole file, the
-    old one or the new one.
+    Mixin for algorithms with replay buffers of their own. A file that is saved replaces the one at its path once it is
+    complete: whatever happens, there is a whole file, the old one or the new one.
     """
 
     def save(
@@ -42,3 +44,28 @@ class AtomicSaving(OffPolicyAlgorithm):
             return
         with open_atomic(path, "pkl", self.verbose) as file:
             super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file. It takes ``n_steps``, ``gamma`` and the exponents of priorities of the model.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: see the SB3 class
+        :raises ValueError: if the buffer has priorities and the model's has none, or the other way round. The model keeps the
+            buffer that it had
+        """
+        ours: Any = getattr(self, "replay_buffer", None)  # users drop it to free its memory
+        super().load_replay_buffer(path, truncate_last_traj)
+        loaded: Any = self.replay_buffer
+        if ours is None:
+            return
+        if is_prioritized(loaded) != is_prioritized(ours):
+            self.replay_buffer = ours
+            raise ValueError(
+                f"The replay buffer in {path} must be a {type(ours).__name__}, as in this model, got {type(loaded).__name__}"
+            )
+        for name in ("n_steps", "gamma"):
+            if hasattr(ours, name):
+                setattr(loaded, name, getattr(ours, name))
+        if is_prioritized(ours):
+            loaded.priorities.take_settings(ours.priorities)

@@ -23,13 +23,13 @@ from sb3_seer.common.callbacks import FreezeEncoderCallback, check_freeze_after,
 from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.extractors import can_split
 from sb3_seer.common.flops import FlopsCallback, find_passes
-from sb3_seer.common.observations import find_n_stack, image_spaces
+from sb3_seer.common.observations import check_images_are_not_normalized, find_n_stack, image_spaces
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, is_prioritized
 from sb3_seer.common.process import multiplies_bfloat16, return_freed_memory, zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile
-from sb3_seer.common.saving import AtomicSaving
+from sb3_seer.common.saving import Saving
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import check_positive_int, warn
@@ -44,7 +44,7 @@ OTHER_BUFFERS = {
 }
 
 
-class SEERMixin(AtomicSaving):
+class SEERMixin(Saving):
     """
     Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
 
@@ -154,8 +154,8 @@ class SEERMixin(AtomicSaving):
             self._pretrained = True
         elif self.pretrained_encoder is not None and not self._pretrained:
             warn(
-                f"pretrained_encoder={str(self.pretrained_encoder)!r} has no effect: a saved model keeps its weights. "
-                "Make a new one to start from those"
+                f"pretrained_encoder={str(self.pretrained_encoder)!r} has no effect: a loaded model keeps its weights. "
+                "To start from that file, make a new model"
             )
         self._is_new = False
 
@@ -256,13 +256,9 @@ class SEERMixin(AtomicSaving):
     def _check_vec_normalize(self, images: dict[str, spaces.Box]) -> None:
         """:raises ValueError: for a ``VecNormalize`` of images, or one inside of wrappers that change images"""
         env = self.get_vec_normalize_env()
+        check_images_are_not_normalized(env, images)
         if env is None:
             return
-        if env.norm_obs and (set(images) & set(env.norm_obs_keys or images)):
-            if isinstance(self.observation_space, spaces.Dict):
-                names = ", ".join(map(repr, images))
-                raise ValueError(f"`norm_obs_keys` of VecNormalize must not have the images {names}, got {env.norm_obs_keys}")
-            raise ValueError("`norm_obs` of VecNormalize must be False with images, got True")
         inner = image_spaces(env.observation_space)
         if any(key not in inner or inner[key].shape != box.shape for key, box in images.items()):
             given, wanted = (

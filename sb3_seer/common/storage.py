@@ -16,8 +16,7 @@ A slot of images holds the newest frame of a stack. Its older frames come from
 3. repetitions of the oldest frame found.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -244,7 +243,7 @@ def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, enc
     n_envs = images.ring.shape[1]
     ages = np.arange(n_rows)
     slots = np.sort(images.slots(ages))
-    n_newer = int((slots <= images.newest).sum())  # those up to the newest step
+    n_newer = int((slots <= images.newest).sum())  # slots up to the newest step. In a ring that is full the rest are older
     latents.newest, latents.size = n_newer - 1, n_rows
     latents.is_linked[latents.slots(ages)] = images.is_linked[images.slots(ages)]
 
@@ -260,16 +259,18 @@ def images_to_latents(images: ImageStore, latents: LatentStore, n_rows: int, enc
 
     chunk = max(chunk, images.n_stack - 1)
 
-    def read() -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, n_rows + chunk, chunk):  # the last one is empty
-            some = slots[first : first + chunk]
-            yield first, images.observations(some.repeat(n_envs), np.tile(np.arange(n_envs), len(some)))
+    def read(first: int) -> np.ndarray:
+        some = slots[first : first + chunk]
+        return images.observations(some.repeat(n_envs), np.tile(np.arange(n_envs), len(some)))
 
     with tqdm(total=n_rows * n_envs, desc="images to latents", delay=2) as bar:
-        for (first, stacks), _ in pairwise(read()):
+        stacks = read(0)
+        for first in range(0, n_rows, chunk):
+            following = read(first + chunk)  # before its frames are overwritten
             encoded = encode(stacks).reshape(-1, *latents.ring.shape[1:])
             latents.ring[first : first + len(encoded)] = encoded
             bar.update(len(stacks))
+            stacks = following
 
     gap, step = len(latents.ring) - n_rows, 1 + 2**20 // latents.ring[0].nbytes
     # The older steps move to the end of the ring. Last ones first, so that none is overwritten before it was moved

@@ -54,7 +54,7 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
             there = f"{source} is {shapes[source]}" if source in saved else f"{source} is not among {shapes or networks}"
             raise ValueError(f"{problem}: {there} there, and {name} is {tuple(tensor.shape)} here")
         if part == "policy" and not th.equal(sources.get(tensor, saved[source]), saved[source]):
-            raise ValueError(f"{problem}: networks share {name} here, and not there")
+            raise ValueError(f"{problem}: networks of this policy share {name}, those in the file do not")
         sources.setdefault(tensor, saved[source])
 
     with th.no_grad():

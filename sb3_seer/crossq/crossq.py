@@ -33,7 +33,7 @@ class SEERCrossQ(SEERMixin, CrossQ):
 
     def _set_up_without_encoder(self, why_not: str) -> None:
         if isinstance(self.observation_space, spaces.Dict):  # CrossQ has no policy for them
-            raise ValueError(f"`observation_space` must have images that an encoder takes, got none {why_not}")
+            raise ValueError(f"With Dict observations SEERCrossQ needs an encoder to freeze, got none {why_not}")
         super()._set_up_without_encoder(why_not)
 
     @property

@@ -11,13 +11,13 @@ from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
 from sb3_seer.common.buffer_file import load_buffer, warn_of_other_sizes
-from sb3_seer.common.observations import find_n_stack
+from sb3_seer.common.observations import check_images_are_not_normalized, find_n_stack, image_spaces
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
 from sb3_seer.common.process import zero_subnormals
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile
-from sb3_seer.common.saving import AtomicSaving
+from sb3_seer.common.saving import Saving
 from sb3_seer.common.utils import check_bool
 from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
@@ -25,7 +25,7 @@ from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, Ra
 SelfRainbow = TypeVar("SelfRainbow", bound="Rainbow")
 
 
-class Rainbow(AtomicSaving, WeightedUpdates, DQN):
+class Rainbow(Saving, WeightedUpdates, DQN):
     """
     Rainbow: DQN with double Q-learning, dueling networks, value distributions (C51), noisy layers, n-step returns and,
     if wanted, prioritised replay.
@@ -131,7 +131,10 @@ class Rainbow(AtomicSaving, WeightedUpdates, DQN):
                 f"{self.prioritized_replay}. With images among them, LatentReplayBuffer has both"
             )
         if takes_images and self.env is not None:
+            check_images_are_not_normalized(self.get_vec_normalize_env(), image_spaces(self.observation_space))
             self.n_stack = find_n_stack(self.env)
+        if takes_images:  # with True, SB3 would end an episode where each learn() begins
+            self.optimize_memory_usage = False
         self.replay_buffer_class = buffer_class
         self.replay_buffer = self._new_replay_buffer()
 
