@@ -127,23 +127,26 @@ class Run:
         """
         the rows of the ``flops.csv``, none if there is no such file
 
-        :raises ValueError: if it has other columns
+        :raises ValueError: if it has other columns, or is damaged
         """
         file = self.folder / FLOPS_FILE
         if not file.is_file():
             return []
         with file.open(newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
-        if tuple(header) != FlopsRow._fields or any(len(row) != len(header) for row in rows):
+        if tuple(header) != FlopsRow._fields:
             raise ValueError(f"{file} must have the columns {', '.join(FlopsRow._fields)}, got {', '.join(header)}")
-        return [FlopsRow(int(row[0]), int(row[1]), float(row[2]), int(row[3])) for row in rows]
+        try:
+            return [FlopsRow(int(timesteps), int(flops), float(time), int(frozen)) for timesteps, flops, time, frozen in rows]
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
 
     def x(self, axis: str, timesteps: np.ndarray) -> np.ndarray:
         """
         :param axis: ``"steps"``, ``"flops"`` or ``"time"``
         :param timesteps: steps of the training, shape ``(n,)``
         :return: steps, operations or seconds until then, shape ``(n,)``
-        :raises ValueError: if the folder has no ``flops.csv``
+        :raises ValueError: if the folder has no ``flops.csv``, or one that ends before these steps
         """
         if axis == "steps":
             return timesteps
@@ -151,6 +154,11 @@ class Run:
             raise ValueError(
                 f"{self.folder} must have a {FLOPS_FILE} for -x {axis}. SEER algorithms write it, others with "
                 "callback: sb3_seer.common.flops.FlopsCallback"
+            )
+        if timesteps.max() > self.rows[-1].timesteps:
+            raise ValueError(
+                f"{self.folder / FLOPS_FILE} must go on until step {timesteps.max():,}, as the evaluations do, got "
+                f"{self.rows[-1].timesteps:,}"
             )
         values = [row.flops if axis == "flops" else row.seconds for row in self.rows]
         return np.interp(timesteps, [row.timesteps for row in self.rows], values)
@@ -188,6 +196,10 @@ class Curve:
             raise ValueError(f"{folders} were never evaluated at the same step. They must have the same --eval-freq")
         if any(run.timesteps[-1] > timesteps[-1] for run in self.runs):
             warn(f"{self.name}: the runs differ in length. Drawn until step {timesteps[-1]:,}, as far as all of them go")
+        if any(len(timesteps) < np.sum(run.timesteps <= timesteps[-1]) for run in self.runs):
+            warn(
+                f"{self.name}: the runs were evaluated at different steps. Drawn are the {len(timesteps)} that all of them have"
+            )
         return timesteps
 
     @cached_property
@@ -318,6 +330,8 @@ def write_csv(curves: Sequence[Curve], file: str | Path, axes: Sequence[str] = (
         writer.writerow(["environment", "name", "runs", *axes, "frozen", "return_mean", "return_std"])
         for curve in curves:
             freeze = curve.freeze("steps")
+            if freeze is None and any(row.frozen for run in curve.runs for row in run.rows):
+                freeze = 0.0  # frozen from the first step
             frozen = np.full(len(curve.timesteps), 0) if freeze is None else (curve.timesteps >= freeze).astype(int)
             columns = [*(curve.x(axis) for axis in axes), frozen, curve.returns.mean(axis=0), curve.returns.std(axis=0)]
             for row in zip(*(column.tolist() for column in columns), strict=True):

@@ -246,6 +246,25 @@ def test_what_cannot_be_drawn_together_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_evaluations_that_not_all_runs_have_are_mentioned(tmp_path: Path) -> None:
+    for seed, timesteps in (1, [10, 20, 30]), (2, [15, 30]):
+        folder = tmp_path / "dqn" / f"Light-v0_{seed}"
+        folder.mkdir(parents=True)
+        np.savez(folder / "evaluations.npz", timesteps=timesteps, results=np.ones((len(timesteps), 2)))
+    (curve,) = load_curves(sorted((tmp_path / "dqn").iterdir()))
+    with pytest.warns(UserWarning, match="evaluated at different steps. Drawn are the 1 that all of them have"):
+        assert curve.timesteps.tolist() == [30]
+
+
+def test_an_agent_that_was_frozen_from_the_first_step_is_frozen_in_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "dqn_seer" / "Light-v0_1"
+    folder.mkdir(parents=True)
+    np.savez(folder / "evaluations.npz", timesteps=[10, 20], results=np.ones((2, 2)))
+    (folder / "flops.csv").write_text("timesteps,flops,seconds,frozen\n0,0,0,1\n10,7,1,1\n20,9,2,1\n")
+    main([str(folder), "-o", str(tmp_path / "figure.png"), "--csv", str(tmp_path / "table.csv")])
+    assert [row["frozen"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["1", "1"]
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", bytes(100)])
 def test_evaluations_that_were_killed_while_written_are_named(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -263,7 +282,9 @@ def test_a_damaged_log_is_named(logs: Path, tmp_path: Path, capsys: pytest.Captu
     folder.mkdir(parents=True)
     for name, content, message in (
         ("flops.csv", "", "must have the columns timesteps, flops, seconds, frozen, got "),
-        ("flops.csv", "timesteps,flops,seconds,frozen\n10,7\n", "must have the columns"),
+        ("flops.csv", "timesteps,flops,seconds,frozen\n10,7\n", "is damaged"),
+        ("flops.csv", "timesteps,flops,seconds,frozen\n10,7,1,x\n", "is damaged"),
+        ("flops.csv", "timesteps,flops,seconds,frozen\n5,7,1,0\n", "must go on until step 10, as the evaluations do, got 5"),
         ("evaluations.npz", dict(timesteps=[10, 20, 10], results=np.ones((3, 1))), "must be of one learn()"),
     ):
         np.savez(folder / "evaluations.npz", timesteps=[10], results=[[1.0]])

@@ -95,6 +95,7 @@ def test_what_is_not_in_a_table_is_refused(capsys: pytest.CaptureFixture[str]) -
         (["atari100k", "--steps", "2000"], "`--steps` must be larger: rainbow_seer's T_f="),
         (["transfer", "--steps", "7"], "`--steps` must be larger: sac trains for 3, learning_starts=1,000"),
         (["table1-right", "--half-resolution"], "no settings for --half-resolution"),
+        (["table1-left", "--half-resolution"], "no settings for --half-resolution"),
         (["atari100k", "--seeds", "1", "--row", "18"], "`--row` must be from 0 to 17, got 18"),
         (["atari100k", "--ray", "--jobs", "0"], "`--jobs` must be >= 1"),
         (["atari100k", "--ray", "--address", "auto", "--jobs", "2"], "not be given with --address, got 2"),
