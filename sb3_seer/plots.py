@@ -197,9 +197,7 @@ class Curve:
         if any(run.timesteps[-1] > timesteps[-1] for run in self.runs):
             warn(f"{self.name}: the runs differ in length. Drawn until step {timesteps[-1]:,}, as far as all of them go")
         if any(len(timesteps) < np.sum(run.timesteps <= timesteps[-1]) for run in self.runs):
-            warn(
-                f"{self.name}: the runs were evaluated at different steps. Drawn are the {len(timesteps)} that all of them have"
-            )
+            warn(f"{self.name}: the runs were evaluated at different steps. Drawn are the {len(timesteps)} that all have")
         return timesteps
 
     @cached_property

@@ -252,7 +252,7 @@ def test_evaluations_that_not_all_runs_have_are_mentioned(tmp_path: Path) -> Non
         folder.mkdir(parents=True)
         np.savez(folder / "evaluations.npz", timesteps=timesteps, results=np.ones((len(timesteps), 2)))
     (curve,) = load_curves(sorted((tmp_path / "dqn").iterdir()))
-    with pytest.warns(UserWarning, match="evaluated at different steps. Drawn are the 1 that all of them have"):
+    with pytest.warns(UserWarning, match="evaluated at different steps. Drawn are the 1 that all have"):
         assert curve.timesteps.tolist() == [30]
 
 
