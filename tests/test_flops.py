@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, TD3
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -367,3 +367,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_one_meter_is_enough() -> None:
     given = train(SEERDQN, 60, freeze_after=None, callback=[FlopsCallback()])
     assert given.flops_count.flops == train(SEERDQN, 60, freeze_after=None).flops_count.flops
+
+
+def test_a_meter_that_would_not_see_each_step_is_refused() -> None:
+    model = SAC("MlpPolicy", DialEnv(), buffer_size=10, device="cpu")
+    with pytest.raises(ValueError, match="must be given to learn\\(\\) itself, got one inside of EveryNTimesteps"):
+        model.learn(10, callback=EveryNTimesteps(5, FlopsCallback()))

@@ -215,12 +215,16 @@ class FlopsCallback(BaseCallback):
     compare with them (in RL Zoo's YAML files: ``callback: sb3_seer.common.flops.FlopsCallback``).
 
     :param verbose: as for any callback
-    :raises ValueError: if the passes of a gradient step are not known, see :func:`find_passes`
+    :raises ValueError: if the passes of a gradient step are not known, see :func:`find_passes`; inside of a callback that
+        would not call it at each step
     """
 
     model: Any
 
     def _init_callback(self) -> None:
+        if self.parent is not None:
+            name = type(self.parent).__name__
+            raise ValueError(f"A FlopsCallback must be given to learn() itself, got one inside of {name}")
         self.model.flops_count = self.count = getattr(self.model, "flops_count", FlopsCount())
         self.formula = FlopsFormula.of(self.model, self.count.networks)
         self.count.networks = self.formula.encoder, self.formula.heads
