@@ -487,11 +487,12 @@ def test_a_loaded_replay_buffer_takes_the_settings_of_the_model(prioritized_repl
         priorities = model.replay_buffer.priorities
         assert priorities.alpha == 0.9 and priorities.max_priority == 1
         np.testing.assert_array_equal(priorities.values, np.arange(model.buffer_size) < 40)  # as if they were new
-    other = make_rainbow(policy="MlpPolicy", prioritized_replay=not prioritized_replay)
-    mine = other.replay_buffer
-    with pytest.raises(ValueError, match=f"must be a {type(mine).__name__}, as in this model, got {type(buffer).__name__}"):
-        other.load_replay_buffer(tmp_path / "buffer")
-    assert other.replay_buffer is mine
+    for settings in (dict(prioritized_replay=not prioritized_replay), dict(prioritized_replay=False, n_steps=1)):
+        other = make_rainbow(policy="MlpPolicy", **settings)
+        mine = other.replay_buffer
+        with pytest.raises(ValueError, match=f"must be a {type(mine).__name__}, .* got {type(buffer).__name__}"):
+            other.load_replay_buffer(tmp_path / "buffer")
+        assert other.replay_buffer is mine
 
 
 def test_a_buffer_of_images_needs_no_optimised_memory():

@@ -51,15 +51,15 @@ class Saving(OffPolicyAlgorithm):
 
         :param path: Path to the pickled replay buffer.
         :param truncate_last_traj: see the SB3 class
-        :raises ValueError: if the buffer has priorities and the model's has none, or the other way round. The model keeps the
-            buffer that it had
+        :raises ValueError: if the buffer is of another class than the model's, which follows from ``n_steps`` and priorities.
+            The model keeps the buffer that it had
         """
         ours: Any = getattr(self, "replay_buffer", None)  # users drop it to free its memory
         super().load_replay_buffer(path, truncate_last_traj)
         loaded: Any = self.replay_buffer
         if ours is None:
             return
-        if is_prioritized(loaded) != is_prioritized(ours):
+        if type(loaded) is not type(ours):
             self.replay_buffer = ours
             raise ValueError(
                 f"The replay buffer in {path} must be a {type(ours).__name__}, as in this model, got {type(loaded).__name__}"
