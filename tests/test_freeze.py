@@ -320,6 +320,17 @@ def test_settings_after_the_freeze_are_refused_without_an_encoder(kwargs):
 # ---- habits ----
 
 
+def test_a_later_freeze_of_a_frozen_encoder_is_warned_of(tmp_path):
+    model = make_model(SEERDQN, freeze_after=20)
+    model.learn(30)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="freeze_after=40 has no effect: the encoder is frozen already"):
+        SEERDQN.load(tmp_path / "model", env=model.env, freeze_after=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SEERDQN.load(tmp_path / "model", env=model.env)
+
+
 def test_learn_in_a_loop_does_not_freeze_at_once_in_silence():
     """freeze_after is a fraction of the first, short learn()."""
     model = make_model(SEERDQN, freeze_after=0.9)

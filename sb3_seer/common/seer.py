@@ -170,6 +170,8 @@ class SEERMixin(Saving):
                 given, after = getattr(self, name), getattr(self, f"{name}_after_freeze")
                 if after is not None and given != after:
                     warn(f"{name}={given} has no effect: the encoder is frozen, and {name}_after_freeze={after} replaces it")
+            if isinstance(self.freeze_after, int) and self.freeze_after > self.num_timesteps:
+                warn(f"freeze_after={self.freeze_after} has no effect: the encoder is frozen already")
             self._freeze()
 
     def _why_no_encoder(self) -> str | None:
