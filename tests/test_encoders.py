@@ -138,7 +138,7 @@ def test_random_shift_moves_and_repeats_the_border():
     shifted = RandomShift(2)(images)
     assert shifted.shape == images.shape
     seen = set()
-    padded = F.pad(images.float(), (2, 2, 2, 2), mode="replicate").long()
+    padded = th.as_tensor(np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge"))
     for image, result in zip(padded, shifted, strict=True):
         place = [(i, j) for i in range(5) for j in range(5) if th.equal(image[:, i : i + 4, j : j + 6], result)]
         assert len(place) == 1

@@ -21,7 +21,7 @@ from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from sb3_seer import SEERDQN, SEERQRDQN, LatentReplayBuffer, PrioritizedReplayBuffer, Rainbow, SEERRainbow
-from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
+from sb3_seer.rainbow.categorical import categorical_projection
 from sb3_seer.rainbow.noisy import NoisyLinear, reset_noise
 from sb3_seer.rainbow.policies import CnnPolicy, RainbowPolicy
 from tests.helpers import LightEnv, TinyEncoder, assert_same
@@ -105,28 +105,11 @@ def test_projection_is_that_of_the_loop(v_min, v_max, n_atoms):
     assert projected[3, -1].item() == pytest.approx(1) and projected[4, 0].item() == pytest.approx(1)
 
 
-def test_cross_entropy_of_each_transition():
-    logits = th.randn(3, 4, dtype=th.float64, requires_grad=True)
-    target = th.softmax(th.randn(3, 4, dtype=th.float64), dim=1)
-    losses = categorical_cross_entropy(logits, target)
-    expected = []
-    for row in range(3):
-        exponentials = [math.exp(x) for x in logits[row].tolist()]
-        expected.append(
-            -sum(t * math.log(e / sum(exponentials)) for t, e in zip(target[row].tolist(), exponentials, strict=True))
-        )
-    np.testing.assert_allclose(losses.detach().numpy(), expected)
-    losses.sum().backward()
-    th.testing.assert_close(logits.grad, (logits.softmax(dim=1) - target).detach())
-
-
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"`probabilities` and `values`.*\(2, 3\) and \(2, 1\)"):
         categorical_projection(th.ones(2, 3), th.ones(2, 1), th.linspace(0, 1, 3))
     with pytest.raises(ValueError, match=r"`support`.*got \(1,\)"):
         categorical_projection(th.ones(2, 3), th.ones(2, 3), th.ones(1))
-    with pytest.raises(ValueError, match=r"`logits` and `target_probabilities`.*\(2, 3\) and \(3,\)"):
-        categorical_cross_entropy(th.ones(2, 3), th.ones(3))
 
 
 # ---- noisy layers ----

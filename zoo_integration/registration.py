@@ -1,11 +1,12 @@
 """
 Importing this module registers ``sb3_seer`` with RL Zoo. RL Zoo has no interface for plug-ins:
-its tables and three methods of its ``ExperimentManager`` are changed in place.
+its tables, three methods of its ``ExperimentManager``, and two functions that write cards for the Hub are changed in place.
 """
 
 import functools
 import importlib
 import sys
+import weakref
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -176,7 +177,7 @@ if not hasattr(_hub, "generate_metadata"):
 # The script evaluates the agent, writes the card, and then its metadata: three functions, of which it imports two
 _repocard: Any = importlib.import_module("huggingface_hub.repocard")
 _evaluate_agent, _metadata_save = _hub._evaluate_agent, _repocard.metadata_save
-_agents: dict[Path, Any] = {}
+_agents: weakref.WeakValueDictionary[Path, Any] = weakref.WeakValueDictionary()  # the script holds them
 
 
 @functools.wraps(_evaluate_agent)

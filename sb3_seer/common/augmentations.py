@@ -1,4 +1,4 @@
-"""Image augmentations: modules that map a batch of images to a batch of images, of any dtype."""
+"""Image augmentations: modules that map a batch of images to a batch of images, of the same dtype."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_seer.common.utils import check_positive_int
 
@@ -87,11 +88,7 @@ class RandomShift(nn.Module):
         :return: same shape, same dtype
         """
         height, width = images.shape[-2:]
-        # torch's own replicate padding has no kernel for uint8 in some versions
-        top, bottom = (edge.expand(-1, -1, self.pad, -1) for edge in (images[:, :, :1], images[:, :, -1:]))
-        images = th.cat([top, images, bottom], dim=2)
-        left, right = (edge.expand(-1, -1, -1, self.pad) for edge in (images[..., :1], images[..., -1:]))
-        return _random_windows(th.cat([left, images, right], dim=3), height, width)
+        return _random_windows(F.pad(images, [self.pad] * 4, mode="replicate"), height, width)
 
 
 AUGMENTATIONS: dict[str, type[nn.Module]] = {"random_crop": RandomCrop, "random_shift": RandomShift}

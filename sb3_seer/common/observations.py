@@ -1,6 +1,7 @@
 """Which parts of an observation are images, and how a stack of frames is cut into bytes."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,10 +148,8 @@ class ObservationLayout:
         self.bytes_of: dict[str, slice] = {}
         self.frame_bytes = 0
         for key, box in self.images.items():
-            start, self.frame_bytes = (
-                self.frame_bytes,
-                self.frame_bytes + int(np.prod(box.shape)) * box.dtype.itemsize // n_stack,
-            )
+            start = self.frame_bytes
+            self.frame_bytes += math.prod(box.shape) * box.dtype.itemsize // n_stack
             self.bytes_of[key] = slice(start, self.frame_bytes)
 
     def check(self, name: str, observations: Observations) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ class PrioritizedReplayBufferSamples(NamedTuple):
     """
     SB3's ``ReplayBufferSamples`` with weights.
 
-    :param weights: importance-sampling weights, float32 of shape ``(batch_size, 1)``
-    :param indices: of the transitions, for ``update_priorities()``, shape ``(batch_size,)``
+    :param weights: importance-sampling weights, float32 of shape ``(n_views * batch_size, 1)``
+    :param indices: of the transitions, for ``update_priorities()``, shape ``(n_views * batch_size,)``
     """
 
     observations: th.Tensor

@@ -2,9 +2,8 @@
 
 import pathlib
 import time
-import warnings
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch as th
@@ -24,17 +23,15 @@ from sb3_seer.common.encoding import LatentCodec
 from sb3_seer.common.extractors import can_split
 from sb3_seer.common.flops import FlopsCallback, find_passes
 from sb3_seer.common.observations import check_images_are_not_normalized, find_n_stack, image_spaces
+from sb3_seer.common.off_policy import OffPolicyMixin
 from sb3_seer.common.policies import SEERPolicy
 from sb3_seer.common.priorities import PrioritizedReplayBuffer, is_prioritized
-from sb3_seer.common.process import multiplies_bfloat16, return_freed_memory, zero_subnormals
+from sb3_seer.common.process import multiplies_bfloat16, return_freed_memory
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile
-from sb3_seer.common.saving import Saving
 from sb3_seer.common.transfer import PRETRAINED_PARTS, load_pretrained
 from sb3_seer.common.type_aliases import Observations
 from sb3_seer.common.utils import check_positive_int, warn
-
-SelfSEER = TypeVar("SelfSEER", bound="SEERMixin")
 
 # What to suggest in place of another replay buffer, by a part of its class name
 OTHER_BUFFERS = {
@@ -44,7 +41,7 @@ OTHER_BUFFERS = {
 }
 
 
-class SEERMixin(Saving):
+class SEERMixin(OffPolicyMixin):
     """
     Stored Embeddings for Efficient Reinforcement Learning (SEER), on top of an SB3 off-policy algorithm.
 
@@ -141,10 +138,7 @@ class SEERMixin(Saving):
         policy_kwargs = {key: value for key, value in self.policy_kwargs.items() if key != "image_size"}
         image_size = self.replay_buffer.encoder.image_size
         self.policy_kwargs = {**policy_kwargs, "image_size": image_size} if image_size else policy_kwargs
-        with warnings.catch_warnings():
-            # SB3 does not know that the buffer was given its n_steps
-            warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
-            super()._setup_model()
+        super()._setup_model()
         self.policy_kwargs = policy_kwargs
         self.policy.check_latent_dim()
         if self.policy.encoder_dtype == "bfloat16" and self.device.type == "cpu" and not multiplies_bfloat16():
@@ -161,7 +155,7 @@ class SEERMixin(Saving):
 
         self._check_priorities()
         self.replay_buffer.set_encoder(self.policy)
-        if self.freeze_after is not None or self.encoder_frozen:
+        if self.freeze_after is not None:
             self.replay_buffer.plan().check_capacity()
         if self.env is not None:  # without, it will only predict
             self._announce_memory()
@@ -323,7 +317,6 @@ class SEERMixin(Saving):
         if self.encoder_frozen:
             return
         self.replay_buffer.set_encoder(self.policy)  # the buffer of a copied model has no encoder
-        self.replay_buffer.plan().check_capacity()
         networks = self.policy.encoder_networks
         is_trained = self._pretrained or all(getattr(net.features_extractor, "is_trained", False) for net in networks)
         if self._n_updates == 0 and not is_trained:
@@ -364,18 +357,6 @@ class SEERMixin(Saving):
             raise ValueError(f"{type(self.policy).__name__} has no encoder to freeze: use CnnPolicy with images")
 
     # ---- learning ----
-
-    def learn(
-        self: SelfSEER,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSEER:
-        name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         # torch.compile(policy) wraps it, which makes no difference: its networks are called one by one
@@ -438,11 +419,7 @@ class SEERMixin(Saving):
             self.replay_buffer.encode_batch = None
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        # Each train() begins with this call
         super()._update_learning_rate(optimizers)
-        zero_subnormals(self, optimizers)
-        if is_prioritized(self.replay_buffer):
-            self.replay_buffer.priorities.progress_remaining = self._current_progress_remaining
         if getattr(self.policy, "has_loaded_weights", False):
             self._check_latents()
 

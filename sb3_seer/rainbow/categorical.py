@@ -1,7 +1,6 @@
 """Categorical value distributions (C51): Bellemare et al. 2017, https://arxiv.org/abs/1707.06887."""
 
 import torch as th
-from torch.nn import functional as F
 
 
 def categorical_projection(probabilities: th.Tensor, values: th.Tensor, support: th.Tensor) -> th.Tensor:
@@ -28,18 +27,3 @@ def categorical_projection(probabilities: th.Tensor, values: th.Tensor, support:
     distances = (values[:, :, None] - support).abs() / spacing  # [batch_size, n_values, n_atoms]
     shares = (1.0 - distances).clamp(min=0.0)
     return th.bmm(probabilities[:, None, :], shares).squeeze(dim=1)
-
-
-def categorical_cross_entropy(logits: th.Tensor, target_probabilities: th.Tensor) -> th.Tensor:
-    """
-    :param logits: logits of the predicted distributions, shape ``(batch_size, n_atoms)``
-    :param target_probabilities: target distributions, same shape
-    :return: the cross-entropy of each prediction with its target, shape ``(batch_size,)``
-    :raises ValueError: for other shapes
-    """
-    if logits.ndim != 2 or logits.shape != target_probabilities.shape:
-        raise ValueError(
-            "`logits` and `target_probabilities` must have the same shape (batch_size, n_atoms), "
-            f"got {tuple(logits.shape)} and {tuple(target_probabilities.shape)}"
-        )
-    return -(target_probabilities * F.log_softmax(logits, dim=1)).sum(dim=1)

@@ -1,31 +1,27 @@
-import warnings
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import MaybeCallback, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.dqn import DQN
 from torch.nn import functional as F
 
 from sb3_seer.common.buffer_file import load_buffer, warn_of_other_sizes
 from sb3_seer.common.observations import check_images_are_not_normalized, find_n_stack, image_spaces
-from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples, is_prioritized
-from sb3_seer.common.process import zero_subnormals
+from sb3_seer.common.off_policy import OffPolicyMixin
+from sb3_seer.common.priorities import PrioritizedReplayBuffer, PrioritizedReplayBufferSamples
 from sb3_seer.common.q_learning import WeightedUpdates
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile
-from sb3_seer.common.saving import Saving
 from sb3_seer.common.utils import check_bool
-from sb3_seer.rainbow.categorical import categorical_cross_entropy, categorical_projection
+from sb3_seer.rainbow.categorical import categorical_projection
 from sb3_seer.rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RainbowNetwork, RainbowPolicy
 
-SelfRainbow = TypeVar("SelfRainbow", bound="Rainbow")
 
-
-class Rainbow(Saving, WeightedUpdates, DQN):
+class Rainbow(OffPolicyMixin, WeightedUpdates, DQN):
     """
     Rainbow: DQN with double Q-learning, dueling networks, value distributions (C51), noisy layers, n-step returns and,
     if wanted, prioritised replay.
@@ -96,10 +92,7 @@ class Rainbow(Saving, WeightedUpdates, DQN):
         given = self.replay_buffer_class
         if self.replay_buffer is None:
             self._setup_replay_buffer()
-        with warnings.catch_warnings():
-            if self.replay_buffer is not None:  # SB3 does not know that it was given its n_steps
-                warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
-            super()._setup_model()
+        super()._setup_model()
         self.replay_buffer_class = given
         if self.policy.q_net.noisy:
             self.exploration_schedule = ConstantSchedule(0.0)
@@ -163,13 +156,6 @@ class Rainbow(Saving, WeightedUpdates, DQN):
             kwargs["prioritized"] = True
         return kwargs
 
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        super()._update_learning_rate(optimizers)
-        zero_subnormals(self, optimizers)
-        replay_buffer: Any = self.replay_buffer
-        if is_prioritized(replay_buffer):
-            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
-
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
         Sample the replay buffer and do the updates (gradient descent), with the weights of the transitions if the replay
@@ -205,21 +191,9 @@ class Rainbow(Saving, WeightedUpdates, DQN):
             losses = F.smooth_l1_loss(logits, target_q_values, reduction="none")
             return losses.squeeze(dim=1), (target_q_values - logits).abs().squeeze(dim=1)
         next_values = batch.rewards + discounts * online.support  # [batch_size, n_atoms]
-        losses = categorical_cross_entropy(
-            logits, categorical_projection(next_logits.softmax(dim=1), next_values, online.support)
-        )
+        target_probabilities = categorical_projection(next_logits.softmax(dim=1), next_values, online.support)
+        losses = F.cross_entropy(logits, target_probabilities, reduction="none")
         return losses, losses
-
-    def learn(
-        self: SelfRainbow,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "Rainbow",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfRainbow:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """

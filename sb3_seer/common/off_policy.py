@@ -1,19 +1,53 @@
+import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_seer.common.buffer_file import save_buffer
 from sb3_seer.common.priorities import is_prioritized
+from sb3_seer.common.process import zero_subnormals
 from sb3_seer.common.replay import LatentReplayBuffer
 from sb3_seer.common.save_util import PathOrFile, open_atomic
 
+SelfOffPolicy = TypeVar("SelfOffPolicy", bound="OffPolicyMixin")
 
-class Saving(OffPolicyAlgorithm):
+
+class OffPolicyMixin(OffPolicyAlgorithm):
     """
-    Mixin for algorithms with replay buffers of their own. A file that is saved replaces the one at its path once it is
-    complete: whatever happens, there is a whole file, the old one or the new one.
+    Mixin for off-policy algorithms that make their own replay buffers: what SEER algorithms and Rainbow share.
+
+    A file that is saved replaces the one at its path once it is complete: whatever happens, there is a whole file, the old
+    one or the new one.
     """
+
+    def _setup_model(self) -> None:
+        with warnings.catch_warnings():
+            if self.replay_buffer is not None:  # SB3 does not know that it was given its n_steps
+                warnings.filterwarnings("ignore", message=r"`n_steps=\d+` is ignored")
+            super()._setup_model()
+
+    def learn(
+        self: SelfOffPolicy,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOffPolicy:
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        # Each train() begins with this call
+        super()._update_learning_rate(optimizers)
+        zero_subnormals(self, optimizers)
+        replay_buffer: Any = self.replay_buffer
+        if is_prioritized(replay_buffer):
+            replay_buffer.priorities.progress_remaining = self._current_progress_remaining
 
     def save(
         self,
