@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ale_py  # noqa: F401 (makes the games known)
-import matplotlib
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,9 +18,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_seer import SEERDQN, DataEfficientCNN, LatentReplayBuffer
 from sb3_seer.common.process import tune_process
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from sb3_seer.plots import make_figure
 
 
 @dataclass
@@ -117,7 +114,8 @@ def show(measure: Measure, title: str, path: str) -> None:
     for row, (before, after) in zip(ROWS, cells, strict=True):
         print(f"{row:<30}{before:>20}{after:>20}")
 
-    figure, (top, bottom) = plt.subplots(2, figsize=(8, 6), height_ratios=(1, 1.4), layout="constrained")
+    figure = make_figure(8, 6)
+    top, bottom = figure.subplots(2, height_ratios=(1, 1.4))
     top.axis("off")
     top.set_title(title)
     table = top.table(cells, rowLabels=ROWS, colLabels=["before the freeze", "after it"], loc="center", cellLoc="right")

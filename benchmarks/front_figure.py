@@ -13,10 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from sb3_seer.plots import make_figure
 
 RESULTS = Path(__file__).parent / "results"
 GAMES = ("alien", "amidar")
@@ -54,13 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/images/gain.png", help="where to draw")
     args = parser.parse_args()
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11})
-    figure, panels = plt.subplots(2, 2, figsize=(9, 5.2), layout="constrained")
+    figure = make_figure(9, 5.2)
+    panels = figure.subplots(2, 2)
     for axes, game in zip(panels[0], GAMES, strict=True):
         draw_returns(axes, game)
     panels[0][0].legend(frameon=False, loc="lower right")
     for axes, quantity in zip(panels[1], ("milliseconds of a gradient step", "bytes of a transition"), strict=True):
         draw_costs(axes, quantity)
+    for axes in panels.flat:
+        axes.title.set_fontsize(11)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(args.output, dpi=150)
     print(f"Drawn in {args.output}")
 

@@ -97,18 +97,16 @@ def filled(model: OffPolicyAlgorithm, freeze: bool = False) -> Callable[[], None
     return partial(model.train, gradient_steps=1, batch_size=model.batch_size)
 
 
-def control_env(*shape: int) -> VecEnv:
-    """:return: 6 actions; frames of this shape, stacked in threes, or vectors"""
-    space = spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else spaces.Box(-np.inf, np.inf, shape)
-    env = make_vec_env(lambda: NoiseEnv(space, spaces.Box(-1, 1, (6,)), 125), seed=0)
-    return VecFrameStack(env, 3) if len(shape) == 3 else env
+def noise_env(action_space: spaces.Space, n_stack: int, episode_length: int, *shape: int) -> VecEnv:
+    """:return: frames of this shape, stacked, or vectors"""
+    is_image = len(shape) == 3
+    space = spaces.Box(0, 255, shape, np.uint8) if is_image else spaces.Box(-np.inf, np.inf, shape)
+    env = make_vec_env(lambda: NoiseEnv(space, action_space, episode_length), seed=0)
+    return VecFrameStack(env, n_stack) if is_image else env
 
 
-def atari_env(*shape: int) -> VecEnv:
-    """:return: 18 actions; frames of this shape, stacked in fours, or vectors"""
-    space = spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else spaces.Box(-np.inf, np.inf, shape)
-    env = make_vec_env(lambda: NoiseEnv(space, spaces.Discrete(18), 200), seed=0)
-    return VecFrameStack(env, 4) if len(shape) == 3 else env
+control_env = partial(noise_env, spaces.Box(-1, 1, (6,)), 3, 125)
+atari_env = partial(noise_env, spaces.Discrete(18), 4, 200)
 
 
 def sac(extractor: type[BaseFeaturesExtractor], device: str) -> Callable[[], None]:

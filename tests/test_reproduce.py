@@ -179,7 +179,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
 def test_callbacks_of_the_settings_stay(tmp_path: Path) -> None:
     row = replace(TINY, algo="td3_seer", env="dm_control/cartpole-swingup-v0", params=())
-    (callbacks,) = [word for word in runner.training_command(row, tmp_path, 20) if word.startswith("callback:")]
+    (callbacks,) = [word for word in runner.training_command(row, tmp_path) if word.startswith("callback:")]
     assert "NoiseScheduleCallback" in callbacks and "FlopsCallback" in callbacks and "Checkpoint" in callbacks
 
 

@@ -41,11 +41,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return folder / str(max(steps)) / "model.zip" if steps else None
 
 
-def training_command(row: Row, folder: Path, save_freq: int) -> list[str]:
+def training_command(row: Row, folder: Path) -> list[str]:
     """
     :param row: what to train
     :param folder: where the rows are
-    :param save_freq: steps between two checkpoints
     :return: the row's command, with checkpoints, from the latest of them if there is one, else from ``row.from_step``
     """
     checkpoints = folder / row.name / "checkpoint"
@@ -54,7 +53,7 @@ def training_command(row: Row, folder: Path, save_freq: int) -> list[str]:
     callbacks = list(configured) if isinstance(configured, list) else [configured]
     if FLOPS_CALLBACK not in callbacks:
         callbacks.append(FLOPS_CALLBACK)
-    settings = dict(folder=str(checkpoints), save_freq=save_freq, keep=row.keep)
+    settings = dict(folder=str(checkpoints), save_freq=row.eval_freq, keep=row.keep)
     checkpoint = {"benchmarks.reproduce.checkpoint.Checkpoint": settings}
     start = latest_checkpoint(checkpoints)
     if start is None and row.after is not None and row.from_step is not None:
@@ -63,15 +62,14 @@ def training_command(row: Row, folder: Path, save_freq: int) -> list[str]:
     return row.command(folder, arguments, params=[f"callback:{[checkpoint, *callbacks]!r}"])
 
 
-def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
+def run_row(row: Row, folder: Path) -> Outcome:
     """
     Train, from the latest checkpoint if there is one. A row that is finished is left as it is. If another process trains it,
     this one waits until that ends.
 
     :param row: what to run
     :param folder: where the rows are
-    :param save_freq: steps between two checkpoints, None for the steps between two evaluations
-    :return: what came of it
+    :return: the outcome
     """
     home = folder / row.name
     home.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
             if row.run_folder(folder).exists():  # RL Zoo would number the next folder
                 numbers = [int(path.name.split("_")[1]) for path in home.glob("interrupted_*")]
                 row.run_folder(folder).rename(home / f"interrupted_{max(numbers, default=0) + 1}")
-            command = training_command(row, folder, row.eval_freq if save_freq is None else save_freq)
+            command = training_command(row, folder)
             print(shlex.join(command), file=log, flush=True)
             path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))  # for the Checkpoint
             environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
@@ -101,16 +99,15 @@ def run_row(row: Row, folder: Path, save_freq: int | None = None) -> Outcome:
     return Outcome(row, f"{f'exit code {code}' if code else 'interrupted'}, see {home / 'log.txt'}")
 
 
-def run_here(rows: Sequence[Row], folder: Path, jobs: int, save_freq: int | None = None) -> Iterator[Outcome]:
+def run_here(rows: Sequence[Row], folder: Path, jobs: int) -> Iterator[Outcome]:
     """
     :param rows: what to run
     :param folder: where the rows are
     :param jobs: processes at a time, of one thread each
-    :param save_freq: see :func:`run_row`
-    :return: what came of each row, as they end
+    :return: the outcomes, as the rows end
     """
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_row, row, folder, save_freq) for row in rows]
+        futures = [pool.submit(run_row, row, folder) for row in rows]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -118,9 +115,7 @@ def run_here(rows: Sequence[Row], folder: Path, jobs: int, save_freq: int | None
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_on_ray(
-    rows: Sequence[Row], folder: Path, address: str | None = None, jobs: int | None = None, save_freq: int | None = None
-) -> Iterator[Outcome]:
+def run_on_ray(rows: Sequence[Row], folder: Path, address: str | None = None, jobs: int | None = None) -> Iterator[Outcome]:
     """
     Each row is a task of one CPU.
 
@@ -128,8 +123,7 @@ def run_on_ray(
     :param folder: where the rows are, on a file system that all machines share
     :param address: of a cluster of Ray, None to start Ray on this machine
     :param jobs: CPUs of a Ray that is started, None for all
-    :param save_freq: see :func:`run_row`
-    :return: what came of each row, as they end
+    :return: the outcomes, as the rows end
     :raises ImportError: without Ray
     """
     try:
@@ -141,7 +135,7 @@ def run_on_ray(
     ray.init(**options, log_to_driver=False)
     try:
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(run_row)
-        pending = {task.remote(row, folder, save_freq): row for row in rows}
+        pending = {task.remote(row, folder): row for row in rows}
         while pending:
             (done,), _ = ray.wait(list(pending))
             row = pending.pop(done)
@@ -159,7 +153,7 @@ def run(rows: Sequence[Row], folder: Path, **options: Any) -> list[Outcome]:
 
     :param rows: what to run
     :param folder: where the rows are
-    :param options: ``jobs`` and ``save_freq`` of :func:`run_here`; with ``on_ray=True``, the arguments of :func:`run_on_ray`
+    :param options: ``jobs`` of :func:`run_here`; with ``on_ray=True``, the arguments of :func:`run_on_ray`
     :return: the rows that failed
     """
     runner = run_on_ray if options.pop("on_ray", False) else run_here
