@@ -104,7 +104,10 @@ class Run:
         import yaml
 
         # RL Zoo writes an object of Python, and reads it in the same way
-        return dict(yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) or {})
+        try:
+            return dict(yaml.load(file.read_text(), Loader=yaml.UnsafeLoader) or {})
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
 
     @property
     def algorithm(self) -> str:

@@ -297,6 +297,17 @@ def test_a_damaged_log_is_named(logs: Path, tmp_path: Path, capsys: pytest.Captu
         assert str(folder / name) in (error := capsys.readouterr().err) and message in error
 
 
+@pytest.mark.parametrize("content", ["- a: [", "a: !!python/name:no_such_module.Network"])
+def test_arguments_that_cannot_be_read_are_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "rainbow" / "Light-v0_1" / "Light-v0" / "args.yml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    np.savez(file.parents[1] / "evaluations.npz", timesteps=[10], results=[[1.0]])
+    with pytest.raises(SystemExit):
+        main([str(file.parents[1]), "-o", str(tmp_path / "figure.png")])
+    assert f"{file} cannot be read" in capsys.readouterr().err
+
+
 def test_other_axes_are_refused(logs: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main([str(logs / "rainbow" / "Light-v0_1"), "-x", "episodes"])

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -77,9 +78,33 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, error, is_new):
     with pytest.raises(type(error)), open_atomic(path, "pkl") as file:
         file.write(b"n" * 100_000)
         file.flush()
-        assert [file for file in tmp_path.iterdir() if file != path] == [tmp_path / f"buffer.pkl.{os.getpid()}.tmp"]
+        (temporary,) = (file.name for file in tmp_path.iterdir() if file != path)
+        assert temporary.startswith(f"buffer.pkl.{os.getpid()}-") and temporary.endswith(".tmp")
         raise error
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_two_threads_that_save_to_one_path(tmp_path):
+    path = tmp_path / "buffer.pkl"
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def save_slowly():
+        with open_atomic(path) as file:
+            file.write(b"a" * 100)
+            file.flush()
+            has_begun.set()
+            may_end.wait()
+            file.write(b"a" * 100)
+
+    thread = threading.Thread(target=save_slowly)
+    thread.start()
+    has_begun.wait()
+    with open_atomic(path) as file:
+        file.write(b"b" * 10)
+    assert path.read_bytes() == b"b" * 10
+    may_end.set()
+    thread.join()
+    assert path.read_bytes() == b"a" * 200 and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
@@ -111,11 +136,11 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
         dead = subprocess.Popen([sys.executable, "-c", ""])
         dead.wait()
-        stale = tmp_path / f"buffer.pkl.{dead.pid}.tmp"
+        stale = [tmp_path / f"buffer.pkl.{dead.pid}.tmp", tmp_path / f"buffer.pkl.{dead.pid}-123.tmp"]
         others = [
             tmp_path / name
             for name in (
-                f"buffer.pkl.{alive.pid}.tmp",
+                f"buffer.pkl.{alive.pid}-{alive.pid}.tmp",
                 f"other.pkl.{dead.pid}.tmp",
                 f"bufferxpkl.{dead.pid}.tmp",
                 f"buffer.pkl.{dead.pid}.tmp.pkl",
@@ -123,7 +148,7 @@ def test_only_the_temporary_files_of_dead_processes_are_removed(tmp_path):
                 "buffer.pkl.123456789012345678901234567890.tmp",
             )
         ]
-        for file in (stale, *others):
+        for file in (*stale, *others):
             file.write_bytes(b"half")
         with open_atomic(tmp_path / "buffer", "pkl") as file:
             file.write(b"new")

@@ -483,6 +483,10 @@ def test_weights_in_bfloat16_and_extra_state_are_frozen_saved_and_loaded(tmp_pat
         loaded.policy.q_net.features_extractor.net[1].weight[0, 0] += 1
     assert loaded.policy.encoder_fingerprint() != fingerprint
 
+    model = make_model(SEERDQN, HalfPrecision, pretrained_encoder=tmp_path / "model", freeze_after="auto", buffer_size=300)
+    assert model.policy.encoder_fingerprint() == fingerprint
+    assert model.learn(600).encoder_frozen
+
 
 def test_a_copied_model_can_be_frozen():
     model = make_model(SEERDQN, freeze_after=None).learn(40)

@@ -78,7 +78,7 @@ class AutoFreeze:
             count.flops += 0 if check is None else cost
             self.flops = count.flops
         modules = model.policy.encoder_networks[0].encoder_modules()
-        self.snapshot = [{name: tensor.cpu().clone() for name, tensor in module.state_dict().items()} for module in modules]
+        self.snapshot = [copy.deepcopy(module).cpu().state_dict() for module in modules]
         return check
 
     def compare(self, model: Any) -> FreezeCheck:

@@ -123,7 +123,7 @@ class _Frames(nn.Module):
         """:return: outputs for each frame, shape ``(batch_size, n_frames, n_outputs)``"""
         frames = stacks.flatten(0, 1)
         if self.size is not None and tuple(frames.shape[2:]) != self.size:
-            frames = F.interpolate(frames, self.size, mode="bilinear", antialias=True)
+            frames = F.interpolate(frames.float(), self.size, mode="bilinear", antialias=True)
         return self.module((frames - self.mean) / self.std).reshape(*stacks.shape[:2], -1)
 
     def _forget(self, *_: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 
 import psutil
@@ -21,8 +22,8 @@ def open_atomic(path: PathOrFile, suffix: str | None = None, verbose: int = 0) -
     """
     Open a file to write to, which replaces the one at ``path`` once it is complete, and only then.
 
-    Until then it is ``<name>.<process id>.tmp`` beside it: an exception removes it, the next save removes the file that
-    a killed process left. Paths and warnings are the same as with SB3's ``open_path``.
+    Until then it is ``<name>.<process id>-<thread id>.tmp`` beside it: an exception removes it, the next save removes the
+    file that a killed process left. Paths and warnings are the same as with SB3's ``open_path``.
 
     :param path: where to save; a file object is written to directly
     :param suffix: appended, after a dot, to a path without one
@@ -34,7 +35,7 @@ def open_atomic(path: PathOrFile, suffix: str | None = None, verbose: int = 0) -
         return
     target = _resolve(pathlib.Path(path), suffix, verbose)
     _remove_stale(target)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with open_path(temporary, "w") as file:
             if target.exists():
@@ -66,7 +67,7 @@ def _resolve(path: pathlib.Path, suffix: str | None, verbose: int) -> pathlib.Pa
 
 def _remove_stale(target: pathlib.Path) -> None:
     """Remove the temporary files of ``target`` whose processes were killed."""
-    pattern = re.compile(re.escape(target.name) + r"\.(\d{1,9})\.tmp")
+    pattern = re.compile(re.escape(target.name) + r"\.(\d{1,9})(-\d+)?\.tmp")
     files = target.parent.iterdir() if target.parent.is_dir() else ()
     for file in files:
         match = pattern.fullmatch(file.name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file
+from torch import nn
 
 from sb3_seer.common.policies import SEERPolicy
 
@@ -38,7 +39,8 @@ def load_pretrained(policy: SEERPolicy, path: str | pathlib.Path, part: str) -> 
             f"got {str(path)!r}"
         )
 
-    weights = policy.state_dict(keep_vars=True)  # the tensors themselves, to see which are shared
+    saved = {name: value for name, value in saved.items() if isinstance(value, th.Tensor)}  # a module may have more state
+    weights = _tensors(policy)
     if part == "encoder":
         encoder = _encoder_tensors(policy)
         weights = {name: tensor for name, tensor in weights.items() if tensor in encoder}
@@ -73,4 +75,9 @@ def _network(name: str) -> str:
 def _encoder_tensors(policy: SEERPolicy) -> set[th.Tensor]:
     """:return: the tensors that the freeze takes, of the networks with their own latent"""
     modules = [module for network in policy.encoder_networks for module in network.encoder_modules()]
-    return {tensor for module in modules for tensor in module.state_dict(keep_vars=True).values()}
+    return {tensor for module in modules for tensor in _tensors(module).values()}
+
+
+def _tensors(module: nn.Module) -> dict[str, th.Tensor]:
+    """:return: the weights and buffers themselves, to see which are shared, by name"""
+    return {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, th.Tensor)}
