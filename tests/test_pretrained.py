@@ -76,11 +76,11 @@ def test_frames_are_resized_normalised_and_encoded_one_by_one(n_stack, saved):
 
 
 @pytest.mark.filterwarnings("ignore:encoder_dtype=:UserWarning", "ignore:The encoder is frozen at step 0:UserWarning")
-def test_frames_are_resized_in_float32_for_an_encoder_in_bfloat16():
+def test_frames_are_resized_in_float32_for_an_encoder_in_bfloat16(saved):
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     latents = []
     for dtype in ("float32", "bfloat16"):
-        policy_kwargs = dict(features_extractor_kwargs=grey(input_size=24), encoder_dtype=dtype)
+        policy_kwargs = dict(features_extractor_kwargs=grey(weights=saved[1], input_size=24), encoder_dtype=dtype)
         model = make_model(SEERSAC, PretrainedEncoder, freeze_after=0, policy_kwargs=policy_kwargs)
         latents.append(model.encode(image))
     th.testing.assert_close(*latents, atol=0.02, rtol=0.02)
