@@ -302,7 +302,7 @@ def test_a_killed_process_leaves_whole_files(tmp_path: Path) -> None:
         temporary = [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"]
         n_killed_while_saving += len(temporary) > 0
         # What processes left that were killed before is gone
-        assert all(f".{pid}." in name for name in temporary)
+        assert all(f".{pid}-" in name for name in temporary)
         model = SEERQRDQN.load(tmp_path / "model", env=model.get_env(), device="cpu")
         model.load_replay_buffer(tmp_path / "buffer")
         # At most the buffer is one save older
