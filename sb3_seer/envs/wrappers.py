@@ -46,7 +46,7 @@ class ResizeImages(gym.ObservationWrapper[Any, ActType, Any], gym.utils.RecordCo
     :param height: pixels
     :param width: pixels
     :param grayscale: whether to average the channels
-    :raises ValueError: if there is no image, or if the channels of an image come first
+    :raises ValueError: if there is no image, or one with its channels first
     """
 
     def __init__(self, env: gym.Env, height: int, width: int, grayscale: bool = False) -> None:
